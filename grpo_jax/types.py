@@ -1,0 +1,122 @@
+"""The records that flow through a GRPO step, and the letters of their shapes.
+
+======  ====================================================================
+letter  meaning
+======  ====================================================================
+P       prompts in a step
+G       samples drawn for a prompt
+N       rows (completions); ``P * G`` when no group is ragged
+S       width of the prompt array
+T       width of the completion array
+K       decode slots
+M       groups
+V       vocabulary
+D       model width
+H       query heads
+J       key/value heads
+C       width of a head
+F       feed-forward width
+L       layers
+======  ====================================================================
+
+Every record is an immutable pytree (``flax.struct.PyTreeNode``, a frozen dataclass). A field that is ``None`` is absent *statically*: the
+structure of the pytree changes, so nothing is computed or stored for it. Per-token arrays are aligned to the token they
+score: ``logp[n, t]`` belongs to ``tokens[n, t]``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import struct
+
+Array = jax.Array
+Params = Mapping[str, Any]
+"""Nested dicts of arrays."""
+Metrics = Mapping[str, Array]
+"""Name -> f32[]."""
+
+
+class Prompts(struct.PyTreeNode):
+    """The questions of a step, each held once whatever the number of samples."""
+
+    tokens: Array  # i32[P, S], right-padded with anything
+    length: Array  # i32[P], at least 1; positions at and past it are padding whatever token stands there
+    draw: Array  # i32[P], number of the draw: with the seed it determines the prompt and all its sampling keys
+    row: Array  # i32[P], line of the dataset where the answer and the metadata are
+
+
+class Rollouts(struct.PyTreeNode):
+    """Completions sampled for `prompts`. Row n answers prompt ``prompt[n]`` as its sample number ``sample[n]``."""
+
+    prompts: Prompts
+    prompt: Array  # i32[N], index into `prompts`
+    sample: Array  # i32[N], number of the sample within its prompt
+    tokens: Array  # i32[N, T], right-padded with anything
+    length: Array  # i32[N], tokens of the completion, the stop token included
+    stopped: Array  # bool[N], True where the completion ended with a stop token, False where T cut it off
+    mask: Array  # bool[N, T], True where the policy sampled the token: what trains
+    logp: Array  # f32[N, T], under the distribution sampled from (temperature, then truncation, renormalised)
+    logp_full: Array  # f32[N, T], over the full vocabulary at the training temperature
+    version: Array  # i32[N], train step of the parameters that sampled the row
+    experts: Array | None = None  # i32[L, N, T, top-k], expert choices of a mixture model, for replay
+
+
+class TokenStats(struct.PyTreeNode):
+    """What one forward pass of a policy says of the tokens of some rollouts. Only what was asked for is there."""
+
+    logp: Array  # f32[N, T], log-probability of the token over the full vocabulary
+    entropy: Array | None = None  # f32[N, T], nats, of the distribution the token was drawn from
+    value: Array | None = None  # f32[N, T], critic
+    sum_pi_squared: Array | None = None  # f32[N, T], sum over the vocabulary of the squared probability
+    kl_full: Array | None = None  # f32[N, T], nats, exact KL to the reference over the full vocabulary
+    hidden: Array | None = None  # f32[N, D], representation of the row
+
+
+class Reward(struct.PyTreeNode):
+    """Scores of the rows. A row with ``valid`` False could not be scored: it counts nowhere, which is not a zero."""
+
+    outcome: Array  # f32[N], reward of the whole completion
+    valid: Array  # bool[N], no default on purpose
+    token: Array | None = None  # f32[N, T], reward of a token
+    components: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> f32[N], before weighting
+
+
+class Collected(struct.PyTreeNode):
+    """Rollouts with everything known of them before advantages: the input of groupings and advantage strategies."""
+
+    rollouts: Rollouts
+    reward: Reward
+    logp_old: Array  # f32[N, T], policy at collection, full vocabulary
+    logp_ref: Array | None = None  # f32[N, T], reference policy
+    value_old: Array | None = None  # f32[N, T], critic at collection
+
+
+class Batch(struct.PyTreeNode):
+    """What an update reads: rollouts, advantages and the weights that turn per-token terms into a loss."""
+
+    rollouts: Rollouts
+    mask: Array  # bool[N, T], `rollouts.mask` without the rows that could not be scored or were deselected
+    weight: Mapping[str, Array]  # description of an aggregation -> f32[N, T], computed over the whole batch
+    advantage: Array  # f32[N, T], no gradient flows through it
+    logp_old: Array  # f32[N, T], denominator of the importance ratio
+    logp_behavior: Array  # f32[N, T], distribution really sampled from
+    group: Array  # i32[N], i32[L, N] or i32[N, T]; negative where a row belongs to no group
+    reward: Reward
+    logp_ref: Array | None = None  # f32[N, T]
+    returns: Array | None = None  # f32[N, T], targets of the critic
+    value_old: Array | None = None  # f32[N, T]
+    select: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> bool[N, T] or f32[N, T], by `prepare`
+    coef: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> f32[], coefficients that change in a run
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything a run needs to go on. There is no other state: no iterator, no generator, no clock."""
+
+    params: Params
+    opt_state: Any  # optax state
+    step: Array  # i32[], steps done in the current phase
+    cursor: Array  # i32[], draws so far: the next prompt is draw number `cursor`
+    skipped: Array  # i32[], optimiser updates refused in a row because something was not finite
+    coef: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> f32[]
+    memory: Mapping[str, Array] = struct.field(default_factory=dict)  # small fixed-shape arrays of stateful parts
