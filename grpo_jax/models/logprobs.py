@@ -1,0 +1,151 @@
+"""Log-probabilities of completions: the forward pass that training differentiates.
+
+A prompt is encoded once for all of its completions, the last layer computes of it only what the completions attend to, and
+logits exist for one chunk of completion tokens at a time: an array [N, T, V] never does.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.models import attention, decoder, layers
+from grpo_jax.models.arrange import arrange, prefix, shifted
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.sharding import constrain
+from grpo_jax.types import Array, Params, Rollouts, TokenStats
+
+WANTS = ("entropy", "hidden", "sum_pi_squared")
+_LOGITS = 1 << 18  # logits computed at a time, when `chunk` does not say
+
+
+def logprobs(
+    params: Params,
+    config: ModelConfig,
+    rollouts: Rollouts,
+    *,
+    temperature: float | Array,
+    want: Sequence[str] = (),
+    group_size: int | None = None,
+    chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> TokenStats:
+    """What the policy says of every token of `rollouts`, as f32[N, T] in the order of the rows.
+
+    With ``p = softmax(logits / temperature)`` over the full vocabulary: ``logp = log p[token]``, and for each name in the
+    static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, or ``hidden`` f32[N, D], the mean over the
+    tokens of the row of the normed output of the last layer. Everything is 0 past the end of a row.
+
+    `group_size` is the largest number of rows of one prompt (default N / P); under jit, rows beyond it come out as nan.
+    `chunk` is the number of tokens whose logits exist at a time (default: 1024, or more for a small vocabulary); it
+    changes no value. Gradients flow to `params`; forward mode needs ``config.backward`` plain.
+
+    Raises ValueError for an unknown `want`, a temperature that is not positive, or sizes that do not fit.
+    """
+    _check(config, rollouts, temperature, want, chunk)
+    prompts = rollouts.prompts
+    places = arrange(rollouts.prompt, prompts.tokens.shape[0], group_size)
+    inputs, targets, read = shifted(rollouts, places)
+    inputs, targets, read = (constrain(x, mesh, ("prompts", None, None)) for x in (inputs, targets, read))
+    params = layers.cast(params, config)
+    x = _completions(params, config, prompts, inputs, mesh)
+    chunk = chunk or max(1024, _LOGITS // config.vocab)
+    stats = _score(params, config, x, targets, temperature=temperature, want=want, chunk=chunk)
+    stats = {name: places.restore(jnp.where(read, value, 0)) for name, value in stats.items()}
+    if "hidden" in want:
+        stats["hidden"] = places.restore(_mean_hidden(params, config, x, read))
+    return TokenStats(**stats)
+
+
+def _completions(params: Params, config: ModelConfig, prompts, inputs: Array, mesh) -> Array:
+    """Output [P, G, T, D] of the last layer at every completion token, from inputs i32[P, G, T]."""
+    count, group, width = inputs.shape
+    before, seen = prefix(prompts)
+    size = before.shape[1]
+    own_position = prompts.length[:, None, None] - 1 + jnp.arange(width, dtype=jnp.int32)[None, None]
+    own_position = jnp.broadcast_to(own_position, inputs.shape).reshape(count, -1)
+    before_position = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None], before.shape)
+    position = jnp.concatenate([before_position, own_position], axis=1)
+    tokens = jnp.concatenate([before, inputs.reshape(count, -1)], axis=1)
+    x = layers.embed(params, tokens, position)
+    x = constrain(x, mesh, ("prompts", None, None))
+    rotation = layers.angles(position, config, x.dtype)
+    own_rotation = None if rotation is None else (rotation[0][:, size:], rotation[1][:, size:])
+
+    def apart(x: Array) -> Array:
+        return x[:, size:].reshape(count, group, width, *x.shape[2:])
+
+    def keys(layer: Mapping[str, Array], normed: Array) -> tuple:
+        both = layers.key_value(layer, normed, rotation, config)
+        return tuple(x[:, :size] for x in both), tuple(apart(x) for x in both)
+
+    def shared(query: Array, before_kv: tuple, own_kv: tuple) -> Array:
+        query = query.reshape(count, group, width, *query.shape[2:])
+        return attention.attend_group(query, before_kv, own_kv, seen, config).reshape(count, group * width, *query.shape[3:])
+
+    def body(x: Array, layer: Mapping[str, Array]) -> Array:
+        normed = layers.rms_norm(x, layer["attention_norm"], config)
+        before_kv, own_kv = keys(layer, normed)
+        query = layers.query(layer, normed, rotation, config)
+        found = attention.attend_prefix(query[:, :size], *before_kv, seen, config)
+        found = jnp.concatenate([found, shared(query[:, size:], before_kv, own_kv)], axis=1)
+        return constrain(layers.close(layer, x, found, config), mesh, ("prompts", None, None))
+
+    def last(x: Array, layer: Mapping[str, Array]) -> Array:
+        normed = layers.rms_norm(x, layer["attention_norm"], config)
+        before_kv, own_kv = keys(layer, normed)
+        query = layers.query(layer, normed[:, size:], own_rotation, config)
+        return layers.close(layer, x[:, size:], shared(query, before_kv, own_kv), config)
+
+    x = decoder.fold(body, x, params, config, last=last)
+    return constrain(x.reshape(count, group, width, -1), mesh, ("prompts", None, None, None))
+
+
+def _score(params, config, x: Array, targets: Array, *, temperature, want, chunk: int) -> dict[str, Array]:
+    """`logp` and the per-token arrays of `want`, f32[P, G, T], from x [P, G, T, D]: `chunk` tokens at a time."""
+    count = targets.size
+    rows, flat = x.reshape(count, -1), targets.reshape(count)
+
+    def score(rows: Array, flat: Array) -> dict[str, Array]:
+        logits = layers.unembed(params, rows, config) / temperature
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == flat[:, None]
+        stats = {"logp": jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - normaliser}
+        if {"entropy", "sum_pi_squared"} & set(want):
+            p = jnp.exp(logits - normaliser[:, None])
+            if "entropy" in want:
+                stats["entropy"] = normaliser - jnp.sum(p * logits, axis=-1)
+            if "sum_pi_squared" in want:
+                stats["sum_pi_squared"] = jnp.sum(p * p, axis=-1)
+        return stats
+
+    score = jax.checkpoint(score)
+    if count <= chunk:
+        return jax.tree.map(lambda y: y.reshape(targets.shape), score(rows, flat))
+    blocks = -(-count // chunk)
+    spare = blocks * chunk - count
+    rows = jnp.pad(rows, ((0, spare), (0, 0))).reshape(blocks, chunk, -1)
+    flat = jnp.pad(flat, (0, spare)).reshape(blocks, chunk)
+    stats = jax.lax.map(lambda block: score(*block), (rows, flat))
+    return jax.tree.map(lambda y: y.reshape(-1)[:count].reshape(targets.shape), stats)
+
+
+def _mean_hidden(params: Params, config: ModelConfig, x: Array, read: Array) -> Array:
+    """f32[P, G, D], mean of the normed x [P, G, T, D] where read bool[P, G, T]; 0 for an empty row."""
+    normed = layers.rms_norm(x, params["norm"], config)
+    normed = normed.astype(jnp.promote_types(x.dtype, jnp.float32))
+    total = jnp.sum(jnp.where(read[..., None], normed, 0), axis=2)
+    return total / jnp.maximum(jnp.sum(read, axis=2, dtype=total.dtype), 1)[..., None]
+
+
+def _check(config: ModelConfig, rollouts: Rollouts, temperature, want: Sequence[str], chunk: int | None) -> None:
+    chex.assert_rank([rollouts.tokens, rollouts.prompts.tokens], 2)
+    decoder.check_length(config, rollouts.prompts.tokens.shape[1] + rollouts.tokens.shape[1] - 1)
+    unknown = sorted(set(want) - set(WANTS))
+    if unknown:
+        raise ValueError(f"want has {', '.join(unknown)}, which this model cannot tell; allowed are {', '.join(WANTS)}")
+    if isinstance(temperature, int | float) and temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one: take 1.0 for greedy rows")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; allowed are positive numbers of tokens, or None")

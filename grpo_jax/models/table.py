@@ -1,0 +1,130 @@
+"""The parameter table: name -> shape, logical axes, initial deviation. All that is known of a parameter comes from here.
+
+Names look like ``layers/3/query`` and are the same for both layouts of the layers: those of the layout with one array a
+layer. A tree with stacked layers is given those names by `unstack`, and got back from them by `stack`; what is written to
+disk is always the unstacked tree.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.types import Array, Params
+
+
+class Entry(NamedTuple):
+    """One parameter."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]  # logical axis of every dimension: vocab, position, embed, heads, kv_heads, head, mlp, layers
+    std: float | None  # standard deviation of the normal initial values; None: all ones
+
+
+def layer_table(config: ModelConfig) -> dict[str, Entry]:
+    """The parameters of one layer. The matrices that write to the residual stream are divided by sqrt(2 L)."""
+    d, h, j, c, f = config.width, config.heads, config.kv_heads, config.head_width, config.hidden
+    into, from_heads, from_hidden = (config.weight_std or n**-0.5 for n in (d, h * c, f))
+    residual = (2 * config.layers) ** -0.5
+    gate = {"gate": Entry((d, f), ("embed", "mlp"), into)} if config.gated else {}
+    return {
+        "attention_norm": Entry((d,), ("embed",), None),
+        "query": Entry((d, h, c), ("embed", "heads", "head"), into),
+        "key": Entry((d, j, c), ("embed", "kv_heads", "head"), into),
+        "value": Entry((d, j, c), ("embed", "kv_heads", "head"), into),
+        "output": Entry((h, c, d), ("heads", "head", "embed"), from_heads * residual),
+        "mlp_norm": Entry((d,), ("embed",), None),
+        **gate,
+        "up": Entry((d, f), ("embed", "mlp"), into),
+        "down": Entry((f, d), ("mlp", "embed"), from_hidden * residual),
+    }
+
+
+def outer_table(config: ModelConfig) -> dict[str, Entry]:
+    """The parameters outside the layers."""
+    v, d, p = config.vocab, config.width, config.positions
+    position = {"position": Entry((p, d), ("position", "embed"), config.embed_std)} if p else {}
+    head = {} if config.tied else {"head": Entry((d, v), ("embed", "vocab"), config.head_std)}
+    return {
+        "embed": Entry((v, d), ("vocab", "embed"), config.embed_std),
+        **position,
+        "norm": Entry((d,), ("embed",), None),
+        **head,
+    }
+
+
+def init(key: Array, config: ModelConfig) -> Params:
+    """Initial parameters, float `config.param_dtype`. The values do not depend on the layout of the layers.
+
+    All of them are cut from one draw, in the order of the tables: a draw for each takes seconds to compile. The draw is
+    not sharded, so a model that no single device can hold is loaded, not drawn.
+    """
+    flat_config = dataclasses.replace(config, stacked=False)
+    entries, structure = jax.tree.flatten(_tree(flat_config, lambda entry: entry), is_leaf=lambda x: isinstance(x, Entry))
+    sizes = [0 if entry.std is None else math.prod(entry.shape) for entry in entries]
+    noise = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
+    dtype = jnp.dtype(config.param_dtype)
+    leaves = [_initial(entry, cut, dtype) for entry, cut in zip(entries, noise, strict=True)]
+    params = jax.tree.unflatten(structure, leaves)
+    return stack(params) if config.stacked else params
+
+
+def abstract(config: ModelConfig) -> Params:
+    """The tree of `init` with a `jax.ShapeDtypeStruct` in place of every array."""
+    dtype = jnp.dtype(config.param_dtype)
+    return _tree(config, lambda entry: jax.ShapeDtypeStruct(entry.shape, dtype))
+
+
+def axes(config: ModelConfig) -> Mapping:
+    """The tree of `init` with the tuple of logical axes in place of every array."""
+    return _tree(config, lambda entry: entry.axes)
+
+
+def unstack(params: Params) -> Params:
+    """The tree with one entry a layer, ``layers/0/query`` and so on; the same tree when it is so already."""
+    layers = params["layers"]
+    if is_unstacked(layers):
+        return params
+    count = len(jax.tree.leaves(layers)[0])
+    return {**params, "layers": {str(i): jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count)}}
+
+
+def stack(params: Params) -> Params:
+    """The tree whose layers share arrays with a leading axis L; the same tree when it is so already."""
+    layers = params["layers"]
+    if not is_unstacked(layers):
+        return params
+    ordered = [layers[str(i)] for i in range(len(layers))]
+    return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)}
+
+
+def flat(params: Params) -> dict[str, Array]:
+    """Name -> array, of either layout, with the names that checkpoints use."""
+    leaves = jax.tree_util.tree_leaves_with_path(unstack(params))
+    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
+
+
+def is_unstacked(layers: Mapping) -> bool:
+    """True for the layout with one entry a layer."""
+    return all(name.isdigit() for name in layers)
+
+
+def _tree(config: ModelConfig, leaf: Callable[[Entry], object]) -> dict:
+    one = layer_table(config)
+    if config.stacked:
+        leading = {n: Entry((config.layers, *e.shape), ("layers", *e.axes), e.std) for n, e in one.items()}
+        layers = {name: leaf(entry) for name, entry in leading.items()}
+    else:
+        layers = {str(i): {name: leaf(entry) for name, entry in one.items()} for i in range(config.layers)}
+    return {**{name: leaf(entry) for name, entry in outer_table(config).items()}, "layers": layers}
+
+
+def _initial(entry: Entry, noise: Array, dtype: jnp.dtype) -> Array:
+    if entry.std is None:
+        return jnp.ones(entry.shape, dtype)
+    return (entry.std * noise.reshape(entry.shape)).astype(dtype)
