@@ -1,0 +1,6 @@
+"""Sampling of completions: `generate` is the reference."""
+
+from grpo_jax.sampling.generate import generate, row_keys
+from grpo_jax.sampling.settings import Sampling
+
+__all__ = ["Sampling", "generate", "row_keys"]
