@@ -1,0 +1,214 @@
+r"""Questions and answers from a JSONL file, in R1 style, on bytes.
+
+A line is ``{"prompt": str, "answer": str, "solution": str (optional), ...}``; other keys are metadata. The policy
+reads ``question\n<think>``; a demonstration for the warm start, made from the lines that have a solution, is
+``solution</think><answer>answer</answer><eos>``. Everything is validated when the task is made: an error names file
+and line.
+
+The order of an epoch is a permutation computed from (seed, epoch), one element at a time, so that the prompt of draw k
+is a function of (seed, k): epoch ``k // n``, element ``k % n`` of the n lines of the split.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from grpo_jax.data.counter import permuted, text_hash
+from grpo_jax.data.lines import Line, read_lines
+from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
+from grpo_jax.rewards import text
+from grpo_jax.text import ByteTokenizer, check_template, fill
+from grpo_jax.types import Prompts
+
+_TOKENIZER = ByteTokenizer()
+_TRAIN, _HELDOUT, _DEMONSTRATION = range(3)
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """Settings of the task. `Prompts.row` is an index into `lines`: those of `path`, then those of a held-out file."""
+
+    path: str
+    prompt_width: int = 128
+    """Tokens of the longest prompt, template included."""
+    completion_width: int = 64
+    """Tokens of a completion; every demonstration must fit."""
+    heldout_share: float = 0.1
+    """Share of the lines of `path` that are held out, chosen by a hash of the prompt; 0 with `heldout_path`."""
+    heldout_path: str | None = None
+    """A second file to hold out instead; none of its prompts may be in `path`."""
+    prompt: str = "{prompt}\n<think>"
+    completion: str = "{solution}</think><answer>{answer}</answer>"
+
+    def __post_init__(self) -> None:
+        self._check_settings()
+        self._check_lengths()
+        self._check_split()
+
+    @property
+    def tokenizer(self) -> ByteTokenizer:
+        return _TOKENIZER
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        """Every line of the one or two files, validated."""
+        tags = tuple(self.tokenizer.specials)
+        held = read_lines(self.heldout_path, tags) if self.heldout_path is not None else []
+        return (*read_lines(self.path, tags), *held)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes of the file or files: a run that resumes on other data can be refused."""
+        digest = hashlib.sha256(Path(self.path).read_bytes())
+        if self.heldout_path is not None:
+            digest.update(hashlib.sha256(Path(self.heldout_path).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def draw(self, seed: int, draws: np.ndarray, split: str = "train") -> Prompts:
+        """The prompts of these draws; each line of the split comes once an epoch."""
+        numbers = check_draws(draws, split)
+        rows, stream = (self._train_rows, _TRAIN) if split == "train" else (self._heldout_rows, _HELDOUT)
+        return self._prompts(_in_epochs(rows, seed, stream, numbers), numbers)
+
+    def heldout(self, count: int, name: str = "heldout") -> Prompts:
+        """`count` distinct held-out prompts, the same in every run; `name` picks another order to take them from."""
+        rows = self._heldout_rows
+        if not 1 <= count <= len(rows):
+            raise ValueError(
+                f"count: got {count} held-out prompts; allowed are 1 to {len(rows)}, as many as {self.path} holds out;"
+                " ask for fewer, raise heldout_share or give heldout_path"
+            )
+        numbers = np.arange(count, dtype=np.int64)
+        return self._prompts(_in_epochs(rows, text_hash(name), _HELDOUT, numbers), numbers)
+
+    def is_heldout(self, prompts: Prompts) -> np.ndarray:
+        """bool[P], True where the line of the prompt is held out."""
+        return self._heldout_class[np.asarray(prompts.row)]
+
+    def demonstrations(self, seed: int, draws: np.ndarray) -> Demonstrations:
+        """Training prompts with their solution and answer; lines without a solution are not drawn."""
+        rows = self._solved_rows
+        if not len(rows):
+            raise ValueError(
+                f'{self.path}: no training line has a "solution"; a warm start needs some; add them, or start from a'
+                " trained model without a warm start"
+            )
+        numbers = check_draws(draws, "train")
+        chosen = _in_epochs(rows, seed, _DEMONSTRATION, numbers)
+        ids = [self._completion_ids(self.lines[row]) for row in chosen]
+        return Demonstrations(self._prompts(chosen, numbers), *self._padded(ids, self.completion_width))
+
+    def prompt_text(self, prompts: Prompts, index: int) -> str:
+        length = int(prompts.length[index])
+        return self.tokenizer.decode(np.asarray(prompts.tokens)[index, :length].tolist())
+
+    def answers(self, prompts: Prompts) -> list[str]:
+        return [self.lines[row].answer for row in np.asarray(prompts.row).tolist()]
+
+    def metadata(self, prompts: Prompts) -> list[Mapping[str, object]]:
+        """The other keys of each line."""
+        return [self.lines[row].metadata for row in np.asarray(prompts.row).tolist()]
+
+    def text_rewards(
+        self, *, format_weight: float = 0.2, match: str = "exact", tolerance: float = 0.0
+    ) -> text.TextRewards:
+        """Name -> (function, weight): 1 for the right answer plus `format_weight` for the format."""
+        accuracy = partial(text.accuracy, match=match, tolerance=tolerance)
+        return {"accuracy": (accuracy, 1.0), "format": (text.r1_format, format_weight)}
+
+    @cached_property
+    def _heldout_class(self) -> np.ndarray:
+        """bool[lines], True where the line is held out."""
+        if self.heldout_path is not None:
+            return np.array([line.path == self.heldout_path for line in self.lines], bool)
+        bound = int(self.heldout_share * 2**64)
+        return np.array([text_hash(line.prompt) < bound for line in self.lines], bool)
+
+    @cached_property
+    def _train_rows(self) -> np.ndarray:
+        return np.flatnonzero(~self._heldout_class)
+
+    @cached_property
+    def _solved_rows(self) -> np.ndarray:
+        return np.array([row for row in self._train_rows if self.lines[row].solution is not None], np.int64)
+
+    @cached_property
+    def _heldout_rows(self) -> np.ndarray:
+        """Rows of distinct held-out prompts, the first of equal ones."""
+        first: dict[str, int] = {}
+        for row in np.flatnonzero(self._heldout_class).tolist():
+            first.setdefault(self.lines[row].prompt, row)
+        return np.array(list(first.values()), np.int64)
+
+    def _prompts(self, rows: np.ndarray, numbers: np.ndarray) -> Prompts:
+        tokens, length = self._padded([self._prompt_ids(self.lines[row]) for row in rows], self.prompt_width)
+        return numpy_prompts(tokens, length, numbers, rows)
+
+    def _prompt_ids(self, line: Line) -> list[int]:
+        return fill(self.prompt, {"prompt": line.prompt}, self.tokenizer)
+
+    def _completion_ids(self, line: Line) -> list[int]:
+        values = {"solution": line.solution or "", "answer": line.answer}
+        return [*fill(self.completion, values, self.tokenizer), self.tokenizer.eos]
+
+    def _padded(self, ids: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.full((len(ids), width), self.tokenizer.pad, np.int32)
+        for row, line in zip(tokens, ids, strict=True):
+            row[: len(line)] = line
+        return tokens, np.array([len(line) for line in ids], np.int32)
+
+    def _check_settings(self) -> None:
+        check_template(self.prompt, ("prompt",), "Jsonl.prompt")
+        check_template(self.completion, ("solution", "answer"), "Jsonl.completion")
+        for name in ("prompt_width", "completion_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Jsonl.{name}: got {getattr(self, name)}; allowed is 1 or more tokens")
+        if not 0 <= self.heldout_share < 1:
+            raise ValueError(f"Jsonl.heldout_share: got {self.heldout_share}; allowed are 0 up to, not including, 1")
+        if self.heldout_path is not None and self.heldout_share:
+            raise ValueError(
+                f"Jsonl: got both heldout_path={self.heldout_path!r} and heldout_share={self.heldout_share}; allowed is"
+                " one of them; set heldout_share=0 to hold out the second file"
+            )
+
+    def _check_lengths(self) -> None:
+        for line in self.lines:
+            for what, ids, name, width in (
+                ("prompt", self._prompt_ids(line), "prompt_width", self.prompt_width),
+                ("solution and answer", self._completion_ids(line), "completion_width", self.completion_width),
+            ):
+                if len(ids) > width:
+                    raise ValueError(
+                        f"{line.path}:{line.number}: {what} of {len(ids)} tokens with the template; allowed are at most"
+                        f" {width}; shorten it or set {name}={len(ids)}"
+                    )
+
+    def _check_split(self) -> None:
+        seen: dict[str, Line] = {}
+        for line, held in zip(self.lines, self._heldout_class, strict=True):
+            first = seen.setdefault(line.prompt, line)
+            if first.answer != line.answer:
+                raise ValueError(
+                    f"{line.path}:{line.number}: answer {line.answer!r} to a prompt answered {first.answer!r} at"
+                    f" {first.path}:{first.number}; allowed is one answer a prompt; correct or remove one of the lines"
+                )
+            if held and self.heldout_path is not None and first.path != line.path:
+                raise ValueError(
+                    f"{line.path}:{line.number}: held-out prompt is also a training prompt at"
+                    f" {first.path}:{first.number}; the two files must not share a prompt; remove one of the lines"
+                )
+        if not len(self._train_rows):
+            raise ValueError(
+                f"{self.path}: all {len(self.lines)} lines are held out; lower heldout_share or add lines to the file"
+            )
+
+
+def _in_epochs(rows: np.ndarray, seed: int, stream: int, numbers: np.ndarray) -> np.ndarray:
+    """The row of each draw: element ``k % n`` of the permutation of epoch ``k // n``."""
+    if not len(rows):
+        raise ValueError("split: there is no held-out line; set heldout_share above 0 or give heldout_path")
+    return rows[permuted(numbers % len(rows), len(rows), seed, stream, numbers // len(rows))]

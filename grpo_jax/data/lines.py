@@ -1,0 +1,116 @@
+"""Reading a JSONL file of questions and answers, every error with file and line."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+REQUIRED = ("prompt", "answer")
+OPTIONAL = ("solution",)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One validated line."""
+
+    path: str
+    number: int  # from 1
+    prompt: str
+    answer: str
+    solution: str | None
+    metadata: Mapping[str, object]
+
+
+def read_lines(path: str, tags: tuple[str, ...]) -> list[Line]:
+    """The lines of the file at `path`, in order.
+
+    A ValueError names file, line, what was found, what is allowed and what to do: no file, not UTF-8, not a JSON
+    object, a repeated key, a missing or empty field, a field that is no string, one of `tags` in an answer or solution,
+    an empty line, an empty file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); allowed is a JSONL file; check it") from None
+    rows = data.removesuffix(b"\n").split(b"\n") if data.strip() else []
+    if not rows:
+        raise ValueError(f"{path}: the file is empty; allowed is one JSON object a line; write at least one")
+    return [_line(path, number, row, tags) for number, row in enumerate(rows, start=1)]
+
+
+def _line(path: str, number: int, row: bytes, tags: tuple[str, ...]) -> Line:
+    where = f"{path}:{number}"
+    fields = _object(where, row)
+    for name in (*REQUIRED, *OPTIONAL):
+        if name in fields or name in REQUIRED:
+            _check_field(where, name, fields, tags)
+    known = (*REQUIRED, *OPTIONAL)
+    return Line(
+        path=path,
+        number=number,
+        prompt=fields["prompt"],
+        answer=fields["answer"],
+        solution=fields.get("solution"),
+        metadata={key: value for key, value in fields.items() if key not in known},
+    )
+
+
+def _object(where: str, row: bytes) -> dict:
+    if not row.strip():
+        raise ValueError(f"{where}: the line is empty; allowed is one JSON object a line; remove it")
+    try:
+        fields = json.loads(row.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: byte 0x{row[error.start]:02x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where}: not valid JSON ({error}), got {_shortened(row)}; allowed is one JSON object a line; correct it"
+        ) from None
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"{where}: got {type(fields).__name__} {_shortened(row)}; allowed is a JSON object with"
+            ' "prompt" and "answer"; write {"prompt": "...", "answer": "..."}'
+        )
+    return fields
+
+
+def _check_field(where: str, name: str, fields: dict, tags: tuple[str, ...]) -> None:
+    if name not in fields:
+        raise ValueError(
+            f'{where}: field "{name}" is missing, got {sorted(fields)}; allowed is a line with {REQUIRED}; add "{name}"'
+        )
+    value = fields[name]
+    if not isinstance(value, str):
+        raise ValueError(
+            f'{where}: field "{name}" is {type(value).__name__} {value!r:.80}; allowed is a string; put it in quotes'
+            + (" or leave the field out" if name in OPTIONAL else "")
+        )
+    if name in REQUIRED and not value.strip():
+        raise ValueError(f'{where}: field "{name}" is {value!r}; allowed is a string that is not blank; fill it in')
+    found = [tag for tag in tags if tag in value]
+    if found and name != "prompt":
+        raise ValueError(
+            f'{where}: field "{name}" holds the special token {found[0]!r}, which would change what is read as the'
+            " answer; allowed is text without it; remove it"
+        )
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError(f'{where}: field "{name}" holds a lone surrogate; allowed is Unicode text; remove it')
+
+
+def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+    return fields
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _shortened(row: bytes) -> str:
+    text = row.decode("utf-8", errors="replace")
+    return repr(text if len(text) <= 60 else text[:60] + "...")

@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.data.make_arithmetic import lines as arithmetic_lines
+from grpo_jax.data import Jsonl, assert_disjoint
+from grpo_jax.rewards.text import Record, score
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def writer(fields: Sequence[dict], name: str = "data.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(line) + "\n" for line in fields), encoding="utf-8")
+        return str(path)
+
+    return writer
+
+
+def questions(count: int, solved: int = 0) -> list[dict]:
+    fields: list[dict] = [{"prompt": f"number {k}?", "answer": str(k), "index": k} for k in range(count)]
+    for line in fields[:solved]:
+        line["solution"] = f"it is {line['answer']}"
+    return fields
+
+
+@pytest.fixture
+def task(write: Write) -> Jsonl:
+    return Jsonl(write(questions(200, solved=50)), prompt_width=24, completion_width=24)
+
+
+def texts(task: Jsonl, prompts) -> list[str]:
+    return [task.prompt_text(prompts, i) for i in range(len(prompts.length))]
+
+
+def test_the_prompt_is_the_question_and_an_open_thought(task: Jsonl):
+    prompts = task.draw(0, np.arange(5))
+    rows = prompts.row.tolist()
+    assert texts(task, prompts) == [f"number {k}?\n<think>" for k in rows]
+    assert task.answers(prompts) == [str(k) for k in rows]
+    assert [m["index"] for m in task.metadata(prompts)] == rows
+    assert prompts.tokens.shape == (5, 24) and prompts.tokens.dtype == np.int32
+    assert prompts.draw.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_every_line_comes_once_an_epoch_and_in_another_order_in_the_next(task: Jsonl):
+    n = 200 - int(task.is_heldout(task.draw(0, np.arange(0)).replace(row=np.arange(200))).sum())
+    epochs = [task.draw(3, np.arange(n) + n * e).row.tolist() for e in range(3)]
+    assert len(set(epochs[0])) == n
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert task.draw(4, np.arange(n)).row.tolist() != epochs[0]
+
+
+def test_the_prompt_of_a_draw_does_not_depend_on_the_batch_it_is_in(task: Jsonl):
+    whole = task.draw(3, np.arange(1000))
+    order = np.array([999, 5, 179, 180, 5])
+    assert task.draw(3, order).row.tolist() == whole.row[order].tolist()
+    again = Jsonl(task.path, prompt_width=24, completion_width=24)
+    assert again.draw(3, order).row.tolist() == whole.row[order].tolist()
+
+
+def test_about_the_given_share_is_held_out_and_no_prompt_of_it_is_drawn(task: Jsonl):
+    held = task.is_heldout(task.draw(0, np.arange(0)).replace(row=np.arange(200)))
+    # 20 of 200 expected, standard deviation sqrt(200 * 0.1 * 0.9) = 4.2.
+    assert abs(held.sum() - 20) < 5 * 4.2
+    heldout = task.heldout(int(held.sum()))
+    assert sorted(heldout.row.tolist()) == np.flatnonzero(held).tolist()
+    assert_disjoint(task, heldout, seed=0, draws=1000)
+    assert not held[task.draw(0, np.arange(1000)).row].any()
+    assert held[task.draw(0, np.arange(100), "heldout").row].all()
+
+
+def test_the_split_belongs_to_the_prompt_and_not_to_its_place_in_the_file(task: Jsonl, write: Write):
+    turned = Jsonl(write(questions(200)[::-1], "turned.jsonl"), prompt_width=24, completion_width=24)
+    assert set(texts(turned, turned.heldout(5))) <= set(texts(task, task.heldout(len(task._heldout_rows))))
+
+
+def test_the_held_out_set_is_fixed_and_a_name_gives_another_order(task: Jsonl):
+    assert task.heldout(8).row.tolist() == task.heldout(12).row.tolist()[:8]
+    assert task.heldout(12).row.tolist() != task.heldout(12, name="other").row.tolist()
+    with pytest.raises(ValueError, match="count: got 201 held-out prompts; allowed are 1 to"):
+        task.heldout(201)
+
+
+def test_a_second_file_can_be_held_out(write: Write):
+    path, held = write(questions(30)), write([{"prompt": "other", "answer": "x"}], "held.jsonl")
+    task = Jsonl(path, prompt_width=24, completion_width=24, heldout_share=0.0, heldout_path=held)
+    heldout = task.heldout(1)
+    assert texts(task, heldout) == ["other\n<think>"] and heldout.row.tolist() == [30]
+    assert task.answers(heldout) == ["x"]
+    assert sorted(task.draw(0, np.arange(30)).row.tolist()) == list(range(30))
+    assert_disjoint(task, heldout, seed=0, draws=60)
+
+
+def test_a_prompt_in_both_files_is_an_error_with_both_lines(write: Write):
+    path, held = write(questions(3)), write([{"prompt": "x", "answer": "x"}, questions(3)[1]], "held.jsonl")
+    with pytest.raises(ValueError, match="held-out prompt is also a training prompt") as error:
+        Jsonl(path, heldout_share=0.0, heldout_path=held)
+    assert str(error.value).startswith(f"{held}:2: ") and f"{path}:2" in str(error.value)
+
+
+def test_one_prompt_with_two_answers_is_an_error_and_a_repeated_line_is_not(write: Write):
+    fields = questions(3)
+    assert len(Jsonl(write([*fields, fields[0]]), heldout_share=0.0).lines) == 4
+    with pytest.raises(ValueError, match=r"data\.jsonl:4: answer '9' to a prompt answered '0' at .*data\.jsonl:1"):
+        Jsonl(write([*fields, {"prompt": "number 0?", "answer": "9"}]))
+
+
+def test_a_repeated_prompt_is_held_out_once(write: Write):
+    fields = questions(100)
+    task = Jsonl(write(fields + fields))
+    heldout = task.heldout(len(task._heldout_rows))
+    assert len(set(texts(task, heldout))) == len(heldout.row)
+    assert_disjoint(task, heldout, seed=0, draws=400)
+
+
+def test_a_demonstration_is_solution_and_answer_between_the_tags(task: Jsonl):
+    shown = task.demonstrations(0, np.arange(30))
+    for k, row in enumerate(shown.prompts.row.tolist()):
+        text = task.tokenizer.decode(shown.tokens[k, : shown.length[k]])
+        assert text == f"it is {row}</think><answer>{row}</answer><eos>"
+    assert shown.tokens.shape == (30, 24)
+    assert (shown.tokens[np.arange(24) >= shown.length[:, None]] == task.tokenizer.pad).all()
+
+
+def test_demonstrations_come_from_training_lines_with_a_solution_only(task: Jsonl, write: Write):
+    rows = set(task.demonstrations(0, np.arange(500)).prompts.row.tolist())
+    held = task.is_heldout(task.draw(0, np.arange(0)).replace(row=np.arange(200)))
+    assert rows == {k for k in range(50) if not held[k]}
+    with pytest.raises(ValueError, match='no training line has a "solution"'):
+        Jsonl(write(questions(3)), heldout_share=0.0).demonstrations(0, np.arange(1))
+
+
+def test_a_gold_completion_earns_the_full_reward_and_junk_nothing(task: Jsonl):
+    gold = Record("", "it is 7</think><answer>7</answer>", (), "7")
+    junk = Record("", "no idea", (), "7")
+    reward, _ = score([gold, junk], task.text_rewards(format_weight=0.25))
+    assert reward.outcome.tolist() == [1.25, 0.0] and reward.valid.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "width"),
+    [
+        # "number 0?" is 9 bytes, the line break 1, the tag 1.
+        ({"prompt_width": 10, "completion_width": 64}, "prompt of 11 tokens", "set prompt_width=11"),
+        # No solution: the three tags of the completion, the answer and the end.
+        ({"prompt_width": 64, "completion_width": 4}, "solution and answer of 5 tokens", "set completion_width=5"),
+    ],
+)
+def test_a_line_too_long_is_an_error_with_the_width_it_needs(write: Write, settings: dict, what: str, width: str):
+    with pytest.raises(ValueError, match=what) as error:
+        Jsonl(write(questions(3)), **settings)
+    assert "data.jsonl:1: " in str(error.value) and width in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"heldout_share": 1.0}, "heldout_share: got 1.0"),
+        ({"heldout_share": 0.1, "heldout_path": "x"}, "got both"),
+        ({"prompt_width": 0}, "prompt_width: got 0"),
+        ({"prompt": "{question}"}, "unknown field {question}"),
+        ({"completion": "{answer}"}, "field {solution} stands 0 times"),
+        ({"heldout_share": 0.999999}, "all 3 lines are held out"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(write: Write, settings: dict, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        Jsonl(write(questions(3)), **settings)
+
+
+def test_without_a_held_out_line_none_can_be_drawn(write: Write):
+    task = Jsonl(write(questions(3)), heldout_share=0.0)
+    with pytest.raises(ValueError, match="there is no held-out line"):
+        task.draw(0, np.arange(1), "heldout")
+
+
+def test_the_digest_changes_with_the_file(write: Write):
+    first = Jsonl(write(questions(3)), heldout_share=0.0).digest
+    assert first == Jsonl(write(questions(3)), heldout_share=0.0).digest
+    assert first != Jsonl(write(questions(4)), heldout_share=0.0).digest
+
+
+def test_a_task_is_its_settings(task: Jsonl):
+    assert {f.name for f in dataclasses.fields(task)} == {
+        *("path", "prompt_width", "completion_width", "heldout_share", "heldout_path", "prompt", "completion")
+    }
+    assert task == Jsonl(task.path, prompt_width=24, completion_width=24)
+
+
+def test_the_arithmetic_file_is_what_its_script_writes_and_is_right(root: Path):
+    path = root / "experiments" / "data" / "arithmetic.jsonl"
+    assert path.read_bytes() == "".join(line + "\n" for line in arithmetic_lines()).encode()
+    task = Jsonl(str(path), prompt_width=64, completion_width=20, heldout_share=0.2)
+    signs = {"plus": 1, "minus": -1}
+    for line in task.lines:
+        solution = line.solution or ""
+        value = 0
+        for step in solution.split(";"):
+            left, _, value_text = step.partition("=")
+            sign = -1 if "-" in left else 1
+            a, b = (int(x) for x in left.replace("-", "+").split("+"))
+            value = a + sign * b
+            assert value == int(value_text)
+        assert line.answer == str(value)
+        if line.prompt.startswith("What is"):
+            words = line.prompt.removeprefix("What is ").removesuffix("?").split()
+            total = int(words[0]) + sum(signs[words[k]] * int(words[k + 1]) for k in range(1, len(words), 2))
+            assert total == value
+    assert {line.metadata["category"] for line in task.lines} == {"addition", "subtraction", "two steps"}
+    heldout = task.heldout(64)
+    assert_disjoint(task, heldout, seed=0, draws=1000)
+
+
+def test_sixty_four_prompts_cost_less_than_a_millisecond_of_processor_time(task: Jsonl):
+    task.draw(0, np.arange(64))
+    fastest = np.inf
+    for k in range(30):
+        start = time.process_time_ns()
+        task.draw(0, np.arange(64) + 64 * k)
+        fastest = min(fastest, time.process_time_ns() - start)
+    assert fastest < 1_000_000
