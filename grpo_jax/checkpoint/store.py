@@ -1,0 +1,374 @@
+"""Saving in the background, verifying on the way back, and putting aside what was damaged."""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from grpo_jax.checkpoint.digests import layout, leaf_digests, sha256
+from grpo_jax.lifeline import DataError, say
+from grpo_jax.types import TrainState
+
+ITEMS = ("params", "train", "meta")
+_STEP = re.compile(r"\d+")
+_QUARANTINED = re.compile(r"\d+\.bad(\.\d+)?")
+_STORAGE = f"{os.sep}orbax{os.sep}"
+_COMMIT = "commit_success.txt"
+
+
+class CheckpointError(DataError):
+    """A checkpoint could not be written, or none of those that exist can be trusted."""
+
+
+class _Damaged(Exception):
+    """What is on disk is not what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.restore` found."""
+
+    index: int
+    state: TrainState
+    meta: dict
+
+
+# Who wrote it
+
+
+def _differences(saved: Mapping, current: Mapping) -> list[str]:
+    names = sorted(set(saved) | set(current))
+    return [n for n in names if n not in saved or n not in current or saved[n] != current[n]]
+
+
+def identity_difference(saved: Mapping, current: Mapping) -> str:
+    """The entries in which two identities differ, in words; empty when they agree."""
+    absent = "absent"
+    return "; ".join(
+        f"{name} was {saved.get(name, absent)} and is {current.get(name, absent)}"
+        for name in _differences(saved, current)
+    )
+
+
+def _check_identity(index: int, saved: Mapping, current: Mapping, accept: Collection[str]) -> None:
+    refused = [name for name in _differences(saved, current) if name not in accept]
+    if refused:
+        words = identity_difference(
+            {n: saved[n] for n in refused if n in saved}, {n: current[n] for n in refused if n in current}
+        )
+        raise ValueError(
+            f"Checkpoint {index} belongs to another run: {words}. Resume with what it was written with, "
+            "use another run folder, or start afresh."
+        )
+
+
+# The train state as items
+
+
+def _split(state: TrainState) -> dict[str, Any]:
+    rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+    return {"params": state.params, "train": rest}
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays: the target for `Checkpoints.restore`.
+
+    An array that was never placed (a counter made by ``jnp.int32(0)``) goes wherever it is used. Restored arrays are
+    all placed, so it is put on every device of the mesh that the tree is on, if it is on one.
+    """
+    meshes = [x.sharding.mesh for x in jax.tree.leaves(tree) if isinstance(getattr(x, "sharding", None), NamedSharding)]
+    free = NamedSharding(meshes[0], PartitionSpec()) if meshes else SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(functools.partial(_target, free=free), tree)
+
+
+def _target(x: Any, *, free: Sharding) -> jax.ShapeDtypeStruct:
+    placed = getattr(x, "sharding", None) is not None and getattr(x, "committed", True)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if placed else free)
+
+
+def _checked_meta(meta: dict) -> dict:
+    try:
+        same = json.loads(json.dumps(meta, allow_nan=False)) == meta
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"meta of a checkpoint has to be plain JSON: {error}.") from None
+    if not same:
+        raise ValueError("meta of a checkpoint has to come back from JSON as it was: no tuples, no keys but strings.")
+    return meta
+
+
+def _not_storage(record: logging.LogRecord) -> bool:
+    return _STORAGE not in record.pathname and _STORAGE not in record.getMessage()
+
+
+def _unraisable(before: Callable[[Any], object], unraisable: Any) -> None:
+    code = getattr(unraisable.object, "cr_code", None)
+    left = str(unraisable.exc_value) == "Event loop is closed" or (code and _STORAGE in code.co_filename)
+    if not left:
+        before(unraisable)
+
+
+def _quiet_storage() -> None:
+    """Keeps the log and the pages of complaints of storage off the terminal: what matters is raised, in a sentence.
+
+    A failed read leaves reads of other arrays behind, which complain whenever they happen to be collected.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_storage)
+    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
+
+
+def _everywhere(ok: bool) -> bool:
+    """True where every process says so; a barrier too."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+      directory: made when missing.
+      identity: what a checkpoint has to agree in to be resumed from: digest of the configuration, versions. JSON.
+      keep_last: newest checkpoints kept, at least 1.
+      keep_every: checkpoints whose index is a multiple are kept for ever; None for none.
+      warn: called with a sentence for every checkpoint put aside.
+
+    Every process of a run makes the same calls.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        identity: dict,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        warn: Callable[[str], object] = say,
+    ):
+        if keep_last < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"keep_last and keep_every are counts from 1, got {keep_last} and {keep_every}.")
+        self._directory = Path(directory).absolute()
+        self._identity = _checked_meta(identity)
+        self._warn = warn
+        self._newest: int | None = None
+        milestones = [] if keep_every is None else [preservation_policy.EveryNSteps(keep_every)]
+        self._keep = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep_last), *milestones])
+        self._opened: ocp.CheckpointManager | None = None
+        _quiet_storage()
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        # Opened late: it reads every folder, so those that are empty or uncommitted have to be put aside before.
+        if self._opened is None:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
+            self._opened = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
+        return self._opened
+
+    def save(self, index: int, state: TrainState, meta: dict) -> None:
+        """Saves in the background; on return the arrays have been copied off the device and may be donated.
+
+        Saving the newest index once more does nothing: it is the same state.
+
+        Raises:
+          CheckpointError: this save, or the one before it in the background, failed.
+          ValueError: `index` is older than the newest checkpoint, or `meta` is not JSON.
+        """
+        self.wait()
+        if index == self._newest:
+            return
+        if self._newest is not None and index < self._newest:
+            raise ValueError(f"Checkpoint {index} is older than the newest, {self._newest}: indices only grow.")
+        items = _split(state)
+        record = {
+            "identity": self._identity,
+            "digests": leaf_digests(items),
+            "layout": layout(items),
+            "meta": _checked_meta(meta),
+        }
+        record = json.loads(json.dumps(record))
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(items["params"]),
+            train=ocp.args.StandardSave(items["train"]),
+            meta=ocp.args.JsonSave({**record, "sha256": sha256(record)}),
+        )
+        try:
+            self._manager.save(index, args=args, force=True)
+        except Exception as error:
+            raise self._failed(error, index) from error
+        self._newest = index
+
+    def poll(self) -> None:
+        """Raises CheckpointError if the save in the background has failed; never waits for one that has not ended."""
+        if self._opened is not None and not self._opened.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is being saved any more; raises CheckpointError if the save failed."""
+        if self._opened is None:
+            return
+        try:
+            self._opened.wait_until_finished()
+            self._opened.check_for_errors()
+        except Exception as error:
+            raise self._failed(error, self._newest) from error
+
+    def close(self) -> None:
+        """Waits, then frees the threads. Raises CheckpointError as `wait` does, after freeing them."""
+        if self._opened is None:
+            return
+        try:
+            self.wait()
+        finally:
+            opened, self._opened = self._opened, None
+            try:
+                opened.close()
+            except Exception as error:
+                raise self._failed(error, self._newest) from error
+
+    def _failed(self, error: BaseException, index: int | None) -> CheckpointError:
+        self._newest = None
+        return CheckpointError(
+            f"Checkpoint {index} could not be saved in {self._directory}: {error}. Older checkpoints are untouched. "
+            "Free space or make the folder writable, then run the same command again."
+        )
+
+    def restore(self, abstract_state: TrainState, *, accept: Collection[str] = ()) -> Restored | None:
+        """The newest checkpoint that proves to be what was saved; None where nothing was ever saved.
+
+        Args:
+          abstract_state: `abstract` of a state: shapes, dtypes and shardings wanted. The mesh may be another one.
+          accept: names in the identity that may differ.
+
+        Raises:
+          ValueError: the checkpoint is whole and belongs to another identity or to other shapes or dtypes.
+          CheckpointError: checkpoints exist and none is good, or the folder cannot be read.
+        """
+        found = self._newest_good(_split(abstract(abstract_state)), accept)
+        if found is None:
+            return None
+        index, items, meta = found
+        self._newest = index
+        return Restored(index, TrainState(params=items["params"], **items["train"]), meta)
+
+    def restore_params(self, abstract_params: Any) -> Any | None:
+        """The parameters alone of the newest good checkpoint, verified, whoever wrote it; None as in `restore`."""
+        found = self._newest_good({"params": abstract(abstract_params)}, None)
+        return None if found is None else found[1]["params"]
+
+    def _steps(self) -> tuple[list[int], bool]:
+        """Indices of step folders, newest first, and whether any has been put aside."""
+        try:
+            names = [entry.name for entry in os.scandir(self._directory) if entry.is_dir()]
+        except FileNotFoundError:
+            return [], False
+        except OSError as error:
+            raise CheckpointError(f"Checkpoints in {self._directory} cannot be read: {error}.") from error
+        steps = sorted((int(name) for name in names if _STEP.fullmatch(name)), reverse=True)
+        return steps, any(_QUARANTINED.fullmatch(name) for name in names)
+
+    def _newest_good(self, target: dict, accept: Collection[str] | None) -> tuple[int, dict, dict] | None:
+        steps, bad = self._steps()
+        for index in steps:
+            self._check_whole(index)
+        for index in self._steps()[0]:
+            damage = ""
+            try:
+                record = self._record(index)
+                if accept is not None:
+                    _check_identity(index, record["identity"], self._identity, accept)
+                self._check_layout(index, record["layout"], target)
+                return index, self._verified(index, record, target), record["meta"]
+            except _Damaged as error:
+                damage = str(error)
+            self._put_aside(index, damage)
+        if steps or bad:
+            raise CheckpointError(
+                f"{self._directory} holds checkpoints and none of them is good; a silent start from scratch would hide "
+                "that. Rename one back from .bad if you trust it, or start afresh in another run folder."
+            )
+        return None
+
+    def _check_whole(self, index: int) -> None:
+        folder = self._directory / str(index)
+        needed = [folder / _COMMIT, *(folder / item / _COMMIT for item in ITEMS)]
+        missing = [path for path in needed if not path.is_file()]
+        if not _everywhere(not missing):
+            self._put_aside(index, f"{', '.join(str(p.relative_to(folder)) for p in missing)} missing: never completed")
+
+    def _record(self, index: int) -> dict:
+        record = self._read(index, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        content = {key: value for key, value in record.items() if key != "sha256"} if isinstance(record, dict) else {}
+        if not _everywhere(bool(content) and record.get("sha256") == sha256(content)):
+            raise _Damaged("its description was altered")
+        return content
+
+    def _read(self, index: int, args: Any) -> Any:
+        result, damage = None, ""
+        try:
+            result = self._manager.restore(index, args=args)
+        except (PermissionError, MemoryError) as error:
+            raise CheckpointError(f"Checkpoint {index} in {self._directory} cannot be read: {error}.") from error
+        except Exception as error:  # storage raises whatever type the damage leads to
+            damage = f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if not _everywhere(not damage):
+            raise _Damaged(damage or "another process cannot read it")
+        return result
+
+    def _check_layout(self, index: int, saved: Mapping[str, str], target: dict) -> None:
+        """A whole checkpoint of another state is the caller's mistake, not damage: it stays where it is."""
+        wanted = layout(target)
+        saved = {name: value for name, value in saved.items() if name.split("/")[0] in target}
+        if saved != wanted:
+            words = identity_difference(saved, wanted).split("; ")
+            more = f"; and {len(words) - 4} more" if len(words) > 4 else ""
+            raise ValueError(
+                f"Checkpoint {index} holds another state: {'; '.join(words[:4])}{more}. "
+                "Use the model and optimiser it was written with, or another run folder."
+            )
+
+    def _verified(self, index: int, record: dict, target: dict) -> dict:
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in target.items()})
+        read = self._read(index, args)
+        items = {item: read[item] for item in target}
+        if layout(items) != layout(target):
+            raise _Damaged("its arrays have other names, shapes or dtypes than were saved")
+        found = leaf_digests(items)
+        wrong = [name for name, pair in found.items() if list(pair) != record["digests"][name]]
+        if not _everywhere(not wrong):
+            raise _Damaged(f"{len(wrong)} of {len(found)} arrays differ from what was saved, {', '.join(wrong[:3])}")
+        # Containers as in the target, whatever types storage made of them.
+        return jax.tree.unflatten(jax.tree.structure(target), jax.tree.leaves(items))
+
+    def _put_aside(self, index: int, why: str) -> None:
+        folder = self._directory / str(index)
+        if jax.process_index() == 0:
+            bad = self._directory / f"{index}.bad"
+            count = 1
+            while bad.exists():
+                count += 1
+                bad = self._directory / f"{index}.bad.{count}"
+            try:
+                os.rename(folder, bad)
+            except OSError as error:
+                raise CheckpointError(f"Damaged checkpoint {folder} ({why}) cannot be put aside: {error}.") from error
+            self._warn(f"Checkpoint {index} is damaged ({why}); put aside as {bad.name}, using the next older one.")
+        _everywhere(True)
+        if self._opened is not None:
+            self._opened.reload()
