@@ -1,0 +1,196 @@
+"""An experiment is a frozen value: every setting of a run, nested in groups, nothing read from anywhere else."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from grpo_jax import objectives
+from grpo_jax.data import Task
+from grpo_jax.models import ModelConfig
+from grpo_jax.objectives import Recipe
+from grpo_jax.sampling import Sampling
+from grpo_jax.train import IMITATION, Step, TokenReward
+from grpo_jax.updates import Gradient, Optimizer
+
+Text = tuple[str, Callable[..., object], float]
+"""A text reward of an experiment: its name, the function of a record, its weight."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Size of a GRPO step and their number."""
+
+    steps: int = 100
+    prompts: int = 32
+    group_size: int = 8
+    epochs: int = 1
+    minibatches: int = 1
+    microbatches: int = 1
+    chunk: int | None = None  # completion tokens whose logits exist at a time; None: chosen from the vocabulary
+    gap_limit: float = 1e-3  # nats; a larger logp_gap/max stops the run: sampler and trainer disagree
+    skip_limit: int = 5  # updates refused in a row before the run stops
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Supervised imitation of the task's demonstrations before GRPO, for as long as it takes.
+
+    From step `steps` on, every `check_every` steps, the sampled held-out accuracy is measured; the warm start ends when it
+    reaches `gate`, and the run stops if it has not by step `limit`: GRPO from a policy that never solves a problem
+    collapses to short answers. The learning rate is scheduled over `limit` steps.
+    """
+
+    steps: int = 1000
+    limit: int = 3000
+    gate: float = 0.3
+    check_every: int = 100
+    rows: int = 32
+    optimizer: Optimizer = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
+    log_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "check_every", "rows", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"warm_start.{name}: got {getattr(self, name)}, allowed >= 1: set a positive number")
+        if self.limit < self.steps:
+            raise ValueError(f"warm_start.limit: got {self.limit}, allowed >= steps, {self.steps}: raise it or lower steps")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out evaluation: small ones during the run, a full one before GRPO and at its end."""
+
+    every: int = 10
+    prompts: int = 256
+    full_prompts: int = 2048
+    samples: int = 4
+    show: int = 4
+    """Held-out prompts whose completions are written down at every evaluation."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Checkpoints: one every `every` GRPO steps and every `warm_every` warm start steps; the last `keep` stay."""
+
+    every: int = 10
+    warm_every: int = 500
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All of a run. `reward` scores token ids inside the compiled step; `text_rewards` score decoded text.
+
+    With a token reward the text rewards are its twins: they score the same rows at every evaluation and any disagreement
+    stops the run. Without one they are the reward.
+    """
+
+    name: str
+    task: Task
+    model: ModelConfig
+    sampling: Sampling
+    recipe: Recipe
+    text_rewards: tuple[Text, ...]
+    reward: TokenReward | None = None
+    seed: int = 0
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    warm_start: WarmStart | None = None
+    evaluation: Evaluation = Evaluation()
+    saving: Saving = Saving()
+    mesh: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        vocabulary = self.task.tokenizer.vocab_size
+        if self.model.vocab != vocabulary:
+            raise ValueError(
+                f"model.vocab: got {self.model.vocab}, allowed {vocabulary}, the tokenizer's: build the model with"
+                " vocab=task.tokenizer.vocab_size"
+            )
+        if self.sampling.max_tokens > self.task.completion_width:
+            raise ValueError(
+                f"sampling.max_tokens: got {self.sampling.max_tokens}, allowed up to {self.task.completion_width}, the task's"
+                " completion width: lower it or widen the task"
+            )
+        for group, name in (
+            (self.train, "steps"),
+            (self.train, "prompts"),
+            (self.saving, "every"),
+            (self.evaluation, "every"),
+        ):
+            if getattr(group, name) < 1:
+                raise ValueError(
+                    f"{type(group).__name__.lower()}.{name}: got {getattr(group, name)}, allowed >= 1: set a positive number"
+                )
+        if not self.text_rewards:
+            raise ValueError("text_rewards: got none, allowed at least one: every evaluation scores decoded text")
+        step_settings(self).gradient.check(self.train.prompts)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run came to; `summary.json` holds the same."""
+
+    name: str
+    steps: int
+    accuracy_before: float
+    accuracy_after: float
+    greedy_before: float
+    greedy_after: float
+    format_before: float
+    format_after: float
+    length_before: float
+    length_after: float
+    entropy_before: float
+    entropy_after: float
+    warm_steps: int
+    seconds: float
+    cpu_seconds: float
+    parameters: int
+    state_digest: str
+    estimates: Mapping[str, object] = field(default_factory=dict)
+    traces: Mapping[str, int] = field(default_factory=dict)
+
+
+def step_settings(experiment: Experiment) -> Step:
+    """What the compiled GRPO step of `experiment` is bound to."""
+    train = experiment.train
+    gradient = Gradient(
+        model=experiment.model,
+        recipe=experiment.recipe,
+        optimizer=experiment.optimizer,
+        group_size=train.group_size,
+        updates=train.steps * train.epochs * train.minibatches,
+        temperature=float(experiment.sampling.temperature),
+        epochs=train.epochs,
+        minibatches=train.minibatches,
+        microbatches=train.microbatches,
+        chunk=train.chunk,
+    )
+    return Step(gradient=gradient, sampling=experiment.sampling, reward=experiment.reward)
+
+
+def warm_settings(experiment: Experiment, warm: WarmStart) -> Gradient:
+    """What the compiled warm start step of `experiment` is bound to."""
+    return Gradient(
+        model=experiment.model,
+        recipe=IMITATION,
+        optimizer=warm.optimizer,
+        group_size=1,
+        updates=warm.limit,
+        chunk=experiment.train.chunk,
+    )
+
+
+def settings(experiment: Experiment) -> dict[str, str]:
+    """Dotted path -> canonical text of every setting: what `config.json` stores and a resume compares."""
+    return dict(_flat("", experiment))
+
+
+def _flat(prefix: str, value: object) -> list[tuple[str, str]]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        rows = []
+        for entry in dataclasses.fields(value):
+            rows += _flat(f"{prefix}.{entry.name}" if prefix else entry.name, getattr(value, entry.name))
+        return rows
+    return [(prefix, objectives.describe(value))]

@@ -1,0 +1,168 @@
+"""A run on disk: its settings, journals and checkpoints, and where it stands among them."""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_jax import __version__, objectives
+from grpo_jax.checkpoint import Checkpoints, Restored
+from grpo_jax.experiment import Experiment, settings
+from grpo_jax.journal import Journal, read, sole_writer, write_json
+from grpo_jax.lifeline import Exit, RunStopped
+from grpo_jax.types import TrainState
+
+PHASES = ("warm_start", "grpo")
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Position(NamedTuple):
+    """A point of a run: positions are ordered as the run passes them."""
+
+    phase: int  # index into PHASES
+    step: int  # steps done in the phase
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Position":
+        """Position of a journal record or of a checkpoint's `meta`."""
+        return cls(PHASES.index(record["phase"]), int(record["step"]))
+
+    def fields(self) -> dict[str, Any]:
+        """What a record stores of its position."""
+        return {"phase": PHASES[self.phase], "step": self.step}
+
+
+@dataclass
+class RunFolder:
+    """The files of one run. Create it with `open_folder`, close it with `close`."""
+
+    path: Path
+    metrics: Journal
+    samples: Journal
+    timing: Journal
+    checkpoints: Checkpoints
+    attempt: int
+    identity: dict[str, str]
+    _held: ExitStack
+
+    def restore(self, abstract: TrainState) -> Restored | None:
+        """The newest valid checkpoint, with the journals rewound to it; None for a run that has none.
+
+        `abstract` gives shapes, dtypes and shardings of the state; they are the same in both phases.
+        """
+        restored = self.checkpoints.restore(abstract)
+        reached = Position(-1, 0) if restored is None else Position.of(restored.meta)
+        for journal in (self.metrics, self.samples):
+            journal.rewind(lambda record: Position.of(record) <= reached)
+        return restored
+
+    def save(self, position: Position, state: TrainState, meta: dict) -> None:
+        """Start an asynchronous save of everything up to `position`. The journals hold all of it already."""
+        steps = meta.get("warm_steps", 0) + position.step if position.phase else position.step
+        self.checkpoints.save(steps, state, {**meta, **position.fields()})
+
+    @contextmanager
+    def reference(self) -> Iterator[Checkpoints]:
+        """The checkpoint of the reference policy, kept beside those of the run."""
+        kept = Checkpoints(self.path / "reference", identity=self.identity, keep_last=1)
+        try:
+            yield kept
+        finally:
+            kept.close()
+
+    def close(self) -> None:
+        """Finish pending saves and release the folder."""
+        try:
+            self.checkpoints.close()
+        finally:
+            for journal in (self.metrics, self.samples, self.timing):
+                journal.close()
+            self._held.close()
+
+
+def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False) -> RunFolder:
+    """The folder of a new run, or of one to continue: then its settings must be those of `experiment`.
+
+    `fresh` moves an existing run aside (``NAME.1``, ``NAME.2``, ...) and starts anew; nothing is ever overwritten.
+    Raises ValueError for a folder that holds a run with other settings or something else than a run.
+    """
+    if fresh and path.exists():
+        _move_aside(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"run_dir: {path} is a file, allowed is a folder or a name that is free: choose another --run-dir"
+        )
+    foreign = path.exists() and any(path.iterdir()) and not (path / "config.json").exists()
+    if foreign and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise ValueError(f"run_dir: {path} is not empty and holds no run (no config.json): choose another --run-dir")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunStopped(
+            Exit.CONFIGURATION, f"run_dir: {path} cannot be created ({error.strerror}): choose another"
+        ) from None
+    with ExitStack() as held:
+        held.enter_context(sole_writer(path))
+        config = _config(experiment)
+        _check_config(path / "config.json", config)
+        identity = _identity(config)
+        return RunFolder(
+            path=path,
+            metrics=Journal(path / "metrics.jsonl"),
+            samples=Journal(path / "samples.jsonl"),
+            timing=Journal(path / "timing.jsonl"),
+            checkpoints=Checkpoints(path / "checkpoints", identity=identity, keep_last=experiment.saving.keep),
+            attempt=max((record["attempt"] for record in read(path / "timing.jsonl")), default=0) + 1,
+            identity=identity,
+            _held=held.pop_all(),
+        )
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
+    packages = {name: version(name) for name in PACKAGES}
+    return {
+        "settings": settings(experiment),
+        "source_digest": objectives.source_digest(experiment),
+        "versions": {**packages, "grpo-jax": __version__, "python": platform.python_version()},
+    }
+
+
+def _identity(config: dict[str, Any]) -> dict[str, str]:
+    return {"settings": json.dumps(config["settings"], sort_keys=True), "source_digest": config["source_digest"]}
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Write `config`, or compare it with what is there: a difference is an error that lists it."""
+    if not path.exists():
+        write_json(path, config)
+        return
+    old = json.loads(path.read_text("utf-8"))
+    names = sorted({*old["settings"], *config["settings"]})
+    lines = [
+        f"  {name}: the run has {old['settings'].get(name, 'nothing')}, this command {config['settings'].get(name, 'nothing')}"
+        for name in names
+        if old["settings"].get(name) != config["settings"].get(name)
+    ]
+    if old["source_digest"] != config["source_digest"]:
+        lines.append("  the code of a function of this experiment has changed")
+    if lines:
+        raise ValueError(
+            "\n".join(
+                [
+                    f"run_dir: {path.parent} holds a run with other settings:",
+                    *lines,
+                    "  use the same settings to continue it, another --run-dir for a new run, or --fresh to move the old one aside",
+                ]
+            )
+        )
+
+
+def _move_aside(path: Path) -> None:
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+        number += 1
+    path.rename(path.with_name(f"{path.name}.{number}"))

@@ -1,0 +1,60 @@
+"""Lines of `samples.jsonl`: every completion of every step, and some of every evaluation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.data import Task, records
+from grpo_jax.rewards.text import Record
+from grpo_jax.types import Batch
+
+
+def rollout_records(
+    batch: Batch, task: Task, position: Mapping[str, Any], statuses: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """A line for each row of a host `batch`: what was asked, sampled, earned and made of it."""
+    rollouts, reward = batch.rollouts, batch.reward
+    tokens = np.maximum(batch.mask.sum(1), 1)
+    advantage = (np.where(batch.mask, batch.advantage, 0).sum(1) / tokens).tolist()
+    draw, stopped = rollouts.prompts.draw[rollouts.prompt].tolist(), rollouts.stopped.tolist()
+    outcome, sample = reward.outcome.tolist(), rollouts.sample.tolist()
+    components = {name: values.tolist() for name, values in reward.components.items()}
+    group = batch.group.T.tolist() if batch.group.ndim == 2 else batch.group.tolist()
+    for n, text in enumerate(records(task, rollouts)):
+        yield {
+            **position,
+            "set": "train",
+            "draw": draw[n],
+            "sample": sample[n],
+            "prompt": text.prompt,
+            "completion": text.completion,
+            "tokens": list(text.tokens),
+            "length": len(text.tokens),
+            "stopped": stopped[n],
+            "components": {name: values[n] for name, values in components.items()},
+            "status": "ok" if statuses is None else statuses[n],
+            "reward": outcome[n],
+            "advantage": advantage[n],
+            "group": group[n],
+        }
+
+
+def heldout_records(
+    shown: Mapping[str, Sequence[tuple[Record, Mapping[str, float]]]], position: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """A line for each completion `shown` of a held-out set: name of the set -> (record, its scores)."""
+    for name, rows in shown.items():
+        for number, (text, components) in enumerate(rows):
+            yield {
+                **position,
+                "set": name,
+                "number": number,
+                "prompt": text.prompt,
+                "completion": text.completion,
+                "tokens": list(text.tokens),
+                "length": len(text.tokens),
+                "stopped": text.stopped,
+                "components": dict(components),
+                "answer": text.answer,
+            }
