@@ -1,0 +1,152 @@
+"""What a step reports, as pure functions: diagnostics of the policy, rewards, lengths and groups.
+
+A diagnostic has the type of a term. Its metric is the mean over scored tokens, computed as a sum so that micro-batches
+and shards add up: `diagnostic_sums` over each piece, times `diagnostic_weight` of the whole batch, and `finalise` at
+the end for what is not linear (the effective sample size). A diagnostic whose input is absent is left out statically.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax import masked
+from grpo_jax.groups import tied
+from grpo_jax.objectives import Recipe, Term, clean, functions, k3, kl_penalty, log_ratio, needs, over_old, wants
+from grpo_jax.types import Array, Batch, Metrics, Reward, Rollouts, TokenStats
+
+CLAMP = 20.0
+"""Diagnostics clip log-ratios to +- this: exp(20) is past every alarm, and a finite number can be plotted."""
+
+
+@needs("entropy")
+def entropy(stats: TokenStats, batch: Batch) -> Array:
+    """Entropy of the policy at every token, nats -> f32[N,T]."""
+    del batch
+    if stats.entropy is None:
+        raise ValueError('entropy reads TokenStats.entropy, which is None. Remedy: ask for want=("entropy",)')
+    return stats.entropy
+
+
+def kl_old(stats: TokenStats, batch: Batch) -> Array:
+    """Estimate of KL(old || new), nats -> f32[N,T]: k3 of the log-ratio, the tokens being drawn from the old policy.
+
+    Unlike the plain mean of logp_old - logp it is never negative, and it is exactly 0 on the first update of a batch.
+    """
+    return k3(log_ratio(stats, batch, clamp=CLAMP))
+
+
+def clipped_low(stats: TokenStats, batch: Batch, *, low: float = 0.2) -> Array:
+    """1 where the lower bound stops the gradient: r < 1 - low and A < 0 -> f32[N,T]."""
+    ratio = over_old(stats, batch, clamp=CLAMP)
+    return ((ratio < 1.0 - low) & (batch.advantage < 0)).astype(ratio.dtype)
+
+
+def clipped_high(stats: TokenStats, batch: Batch, *, high: float = 0.2) -> Array:
+    """1 where the upper bound stops the gradient: r > 1 + high and A > 0 -> f32[N,T]."""
+    ratio = over_old(stats, batch, clamp=CLAMP)
+    return ((ratio > 1.0 + high) & (batch.advantage > 0)).astype(ratio.dtype)
+
+
+def ratio_moment(stats: TokenStats, batch: Batch, *, power: int) -> Array:
+    """r^power with r = pi_new / pi_old -> f32[N,T]."""
+    return jnp.power(over_old(stats, batch, clamp=CLAMP), power)
+
+
+DIAGNOSTICS: dict[str, Term] = {
+    "entropy": entropy,
+    "kl/ref": partial(kl_penalty, estimator=k3, clamp_log_ratio=CLAMP),
+    "kl/old": kl_old,
+    "clip/low": clipped_low,
+    "clip/high": clipped_high,
+    "ratio/first": partial(ratio_moment, power=1),
+    "ratio/second": partial(ratio_moment, power=2),
+}
+
+
+def diagnostics(recipe: Recipe) -> dict[str, Term]:
+    """`DIAGNOSTICS` with the clip bounds of the recipe's surrogate: of its first function with keywords low and high.
+
+    A recipe that clips nothing, or not on that side, has no share of clipped tokens.
+    """
+    found = [keywords for function, keywords in functions(recipe.parts) if {"low", "high"} <= keywords.keys()]
+    bounds = found[0] if found else {"low": None, "high": None}
+    table = dict(DIAGNOSTICS)
+    for name, term in (("low", clipped_low), ("high", clipped_high)):
+        if bounds[name] is None:
+            del table[f"clip/{name}"]
+        else:
+            table[f"clip/{name}"] = partial(term, **{name: bounds[name]})
+    return table
+
+
+def diagnostic_sums(recipe: Recipe, stats: TokenStats, batch: Batch) -> dict[str, Array]:
+    """Sum of every diagnostic over the scored tokens of `batch` -> name -> f32[]; what lacks its input is left out."""
+    stats, batch = clean(jax.lax.stop_gradient(stats), batch)
+    there = {name for name, value in {**vars(stats), "logp_ref": batch.logp_ref}.items() if value is not None}
+    terms = {name: term for name, term in diagnostics(recipe).items() if there.issuperset(wants(term))}
+    return {name: masked.total(term(stats, batch), batch.mask) for name, term in terms.items()}
+
+
+def diagnostic_weight(batch: Batch) -> Array:
+    """1 / (scored tokens of the whole batch) -> f32[], what turns sums into means."""
+    return 1.0 / jnp.maximum(masked.count(batch.mask, dtype=batch.advantage.dtype), 1.0)
+
+
+def finalise(means: Mapping[str, Array]) -> dict[str, Array]:
+    """Means of diagnostics -> metrics: the moments of the ratio become ``ratio/ess``, the rest stays.
+
+    ratio/ess = (sum r)^2 / (n sum r^2), in [1/n, 1]: the share of the tokens that the update is in effect made of; 0
+    where there is no token.
+    """
+    metrics = dict(means)
+    if {"ratio/first", "ratio/second"} <= metrics.keys():
+        first, second = metrics.pop("ratio/first"), metrics.pop("ratio/second")
+        metrics["ratio/ess"] = jnp.square(first) / jnp.where(second > 0, second, jnp.ones_like(second))
+    return metrics
+
+
+def reward_metrics(reward: Reward) -> Metrics:
+    """Mean and population deviation of the outcome over the rows that were scored, and the mean of each component."""
+    metrics = {
+        "reward/mean": masked.mean(reward.outcome, reward.valid),
+        "reward/std": jnp.sqrt(masked.variance(reward.outcome, reward.valid)),
+    }
+    return metrics | {f"reward/{name}": masked.mean(x, reward.valid) for name, x in reward.components.items()}
+
+
+def length_metrics(rollouts: Rollouts) -> Metrics:
+    """Mean number of tokens a completion, and the share of completions that ended by themselves."""
+    return {
+        "length/mean": jnp.mean(rollouts.length.astype(rollouts.logp.dtype)),
+        "length/stopped": jnp.mean(rollouts.stopped.astype(rollouts.logp.dtype)),
+    }
+
+
+def group_metrics(reward: Reward, labels: Array) -> Metrics:
+    """Number of groups, share of them whose rewards are all equal, mean number of their rows that were scored.
+
+    Groups without a scored row are not counted. Labels i32[L,N] are read at level 0; labels of tokens, i32[N,T], have
+    no metrics.
+    """
+    group = labels[0] if labels.ndim == 2 and labels.shape[1] == reward.valid.shape[0] else labels
+    if group.ndim != 1:
+        return {}
+    rows = group.shape[0]
+    size = masked.segment_count(group, rows, reward.valid, reward.outcome.dtype)
+    flat = tied(reward.outcome, group, num_groups=rows, valid=reward.valid)
+    return {
+        "groups/count": masked.count(size > 0, dtype=size.dtype),
+        "groups/tied": masked.mean(flat.astype(size.dtype), size > 0),
+        "groups/size": masked.mean(size, size > 0),
+    }
+
+
+def logp_gap(gap: Array, mask: Array) -> Metrics:
+    """Mean, 99th percentile and maximum over scored tokens of `gap` = |logp_full of the sampler - logp|, nats."""
+    return {
+        "logp_gap/mean": masked.mean(gap, mask),
+        "logp_gap/p99": masked.quantile(gap, mask, 0.99),
+        "logp_gap/max": jnp.max(masked.select(mask, gap)),
+    }

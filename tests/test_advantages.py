@@ -1,0 +1,230 @@
+"""Advantages: hand numbers, a float64 twin, and the laws of every strategy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import advantages
+from grpo_jax.advantages import centered, leave_one_out, standardized
+from grpo_jax.types import Collected, Prompts, Reward, Rollouts
+
+GROUP = [0, 1, 0, 2, 1, 0, 1, -1, 3, 3]
+REWARD = [0.1, 0.7, 0.4, 2.0, 0.7, 1.0, -3.0, np.nan, 0.95, 0.95]
+VALID = [True] * 6 + [False, True, True, True]
+
+
+def rows(reward, group, valid=None) -> dict:
+    number = len(reward)
+    return {
+        "reward": jnp.asarray(reward, jnp.float32),
+        "group": jnp.asarray(group, jnp.int32),
+        "num_groups": number,
+        "valid": jnp.ones(number, bool) if valid is None else jnp.asarray(valid),
+    }
+
+
+def collected(reward, group, valid, lengths) -> Collected:
+    number, width = len(reward), 4
+    index = jnp.arange(number, dtype=jnp.int32)
+    mask = jnp.arange(width)[None, :] < jnp.asarray(lengths)[:, None]
+    zero = jnp.zeros((number, width))
+    rollouts = Rollouts(
+        prompts=Prompts(tokens=index[:, None], length=jnp.ones_like(index), draw=index, row=index),
+        prompt=jnp.asarray(group, jnp.int32),
+        sample=index,
+        tokens=jnp.zeros((number, width), jnp.int32),
+        length=jnp.asarray(lengths, jnp.int32),
+        stopped=jnp.ones(number, bool),
+        mask=mask,
+        logp=zero,
+        logp_full=zero,
+        version=index,
+    )
+    score = Reward(outcome=jnp.asarray(reward, jnp.float32), valid=jnp.asarray(valid))
+    return Collected(rollouts=rollouts, reward=score, logp_old=zero)
+
+
+def twin(reward, group, valid, *, std="sample", scope="group", eps=1e-6, eps_mode="add", others=False):
+    """The definitions, group by group, in float64."""
+    reward, group = np.asarray(reward, np.float64), np.where(valid, group, -1)
+    result = np.zeros(len(reward))
+    ddof = {"sample": 1, "population": 0}.get(std)
+    for i in np.flatnonzero(group >= 0):
+        peers = np.flatnonzero((group == group[i]) & ((np.arange(len(group)) != i) | (not others)))
+        if np.sum(group == group[i]) == 1:
+            continue
+        result[i] = reward[i] - reward[peers].mean()
+        if ddof is not None:
+            chosen = reward[peers] if scope == "group" else reward[group >= 0]
+            spread = chosen.std(ddof=ddof) if len(chosen) > ddof else 0.0
+            if not (others and spread == 0.0):
+                result[i] /= spread + eps if eps_mode == "add" else max(spread, eps)
+    return result
+
+
+def test_hand_numbers_of_a_group_of_three():
+    given = rows([1.0, 4.0, 7.0], [0, 0, 0])
+    # mean 4; squares 9 + 0 + 9 = 18: sample deviation sqrt(18 / 2) = 3, population sqrt(18 / 3) = 2.4495
+    np.testing.assert_allclose(centered(**given), [-3, 0, 3])
+    np.testing.assert_allclose(standardized(**given, eps=0.0), [-1, 0, 1], rtol=1e-6)
+    np.testing.assert_allclose(standardized(**given, eps=0.5), [-3 / 3.5, 0, 3 / 3.5], rtol=1e-6)
+    np.testing.assert_allclose(standardized(**given, eps=6.0, eps_mode="max"), [-3 / 6, 0, 3 / 6], rtol=1e-6)
+    np.testing.assert_allclose(standardized(**given, std="population", eps=0.0), [-1.224745, 0, 1.224745], rtol=1e-6)
+    np.testing.assert_allclose(standardized(**given, variance_floor=36.0, eps=0.0), [-3 / 6, 0, 3 / 6], rtol=1e-6)
+    # the others' means: (4 + 7) / 2 = 5.5, (1 + 7) / 2 = 4, (1 + 4) / 2 = 2.5
+    np.testing.assert_allclose(leave_one_out(**given), [1 - 5.5, 0, 7 - 2.5], rtol=1e-6)
+    # the others' sample deviations: |7 - 4| / sqrt 2, |7 - 1| / sqrt 2, |4 - 1| / sqrt 2
+    expected = [-4.5 / (3 / np.sqrt(2)), 0, 4.5 / (3 / np.sqrt(2))]
+    np.testing.assert_allclose(leave_one_out(**given, std="sample", eps=0.0), expected, rtol=1e-6)
+
+
+def test_the_deviation_of_the_batch_scales_every_group_alike():
+    given = rows([0.0, 2.0, 5.0, 9.0], [0, 0, 1, 1])
+    # all rewards: mean 4, squares 16 + 4 + 1 + 25 = 46, sample variance 46 / 3
+    deviation = np.sqrt(46 / 3)
+    expected = np.asarray([-1, 1, -2, 2]) / deviation
+    np.testing.assert_allclose(standardized(**given, scope="batch", eps=0.0), expected, rtol=1e-6)
+
+
+KERNELS = {
+    **{
+        f"standardized {std} {mode} {scope}": (
+            partial(standardized, std=std, eps=0.01, eps_mode=mode, scope=scope),
+            {"std": std, "eps": 0.01, "eps_mode": mode, "scope": scope},
+        )
+        for std in ("sample", "population")
+        for mode in ("add", "max")
+        for scope in ("group", "batch")
+    },
+    "centered": (centered, {"std": "none"}),
+    "leave one out": (leave_one_out, {"std": "none", "others": True}),
+    "leave one out, sample": (partial(leave_one_out, std="sample", eps=0.01), {"eps": 0.01, "others": True}),
+    "leave one out, population": (
+        partial(leave_one_out, std="population", eps=0.01),
+        {"std": "population", "eps": 0.01, "others": True},
+    ),
+}
+
+
+def test_kernels_equal_the_definitions_in_float64():
+    rng = np.random.default_rng(0)
+    group = rng.integers(-1, 5, 40)
+    reward = np.where(group == 4, 0.95, rng.normal(size=40))
+    reward[group == 3] = (rng.uniform(size=np.sum(group == 3)) < 0.2).astype(float)
+    valid = rng.uniform(size=40) < 0.8
+    with jax.enable_x64(True):
+        given = rows(reward, group, valid) | {"reward": jnp.asarray(np.where(valid, reward, np.nan))}
+        got = jax.jit(lambda: {name: kernel(**given) for name, (kernel, _) in KERNELS.items()})()
+        for name, (_, convention) in KERNELS.items():
+            expected = twin(reward, group, valid, **convention)
+            np.testing.assert_allclose(got[name], expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("reward", [0.35, 0.95, 1 / 3, 1e4 + 0.1])
+@pytest.mark.parametrize("name", KERNELS)
+def test_equal_rewards_give_exactly_zero(name: str, reward: float):
+    value = KERNELS[name][0](**rows([reward] * 7 + [5.0, 6.0], [0] * 7 + [1, 1]))
+    np.testing.assert_array_equal(value[:7], 0.0)
+    assert np.all(np.asarray(value[7:]) != 0.0)
+
+
+def test_equal_rewards_give_zero_without_a_guard_too():
+    np.testing.assert_array_equal(standardized(**rows([0.35] * 3, [0] * 3), eps=0.0), 0.0)
+
+
+def test_the_convention_for_groups_of_one():
+    given = rows([3.0, 1.0, 2.0], [0, 1, 1])
+    assert standardized(**given)[0] == 0.0
+    np.testing.assert_allclose(standardized(**given, eps=0.5, singleton="raw")[0], 3.0 / 1.5)
+    np.testing.assert_allclose(standardized(**given, eps=0.5, eps_mode="max", singleton="raw")[0], 3.0)
+    assert centered(**given, singleton="raw")[0] == 3.0
+    assert leave_one_out(**given)[0] == 0.0
+    assert leave_one_out(**given, singleton="raw")[0] == 3.0
+
+
+def test_others_that_are_all_equal_give_no_scale_to_divide_by():
+    # Row 0 of (1, 0, 0, 0): the others' deviation is 0, so R - mean = 1 stays; the others' others are 1, 0, 0.
+    value = leave_one_out(**rows([1.0, 0.0, 0.0, 0.0], [0] * 4), std="sample", eps=0.0)
+    scale = np.sqrt(((2 / 3) ** 2 + 2 * (1 / 3) ** 2) / 2)
+    np.testing.assert_allclose(value, [1.0, *[-(1 / 3) / scale] * 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_row_that_counts_nowhere_equals_one_never_sampled(name: str):
+    kernel = KERNELS[name][0]
+    value = np.asarray(kernel(**rows(REWARD, GROUP, VALID)))
+    kept = [0, 1, 2, 3, 4, 5, 8, 9]
+    alone = kernel(**rows([REWARD[i] for i in kept], [GROUP[i] for i in kept]))
+    np.testing.assert_array_equal(value[kept], alone)
+    np.testing.assert_array_equal(value[[6, 7]], 0.0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_advantages_do_not_depend_on_the_order_of_rows_or_the_names_of_groups(name: str):
+    kernel = KERNELS[name][0]
+    order = np.random.default_rng(1).permutation(len(REWARD))
+    names = np.asarray([7, 2, 9, 0, -1])  # label -1 stays -1: it is the last
+    value = np.asarray(kernel(**rows(REWARD, GROUP, VALID)))
+    moved = kernel(**rows(np.asarray(REWARD)[order], names[np.asarray(GROUP)[order]], np.asarray(VALID)[order]))
+    np.testing.assert_allclose(moved, value[order], rtol=1e-6, atol=1e-7)
+
+
+def test_rewards_may_be_large_beside_their_differences():
+    # float32 holds 1000.0, 1000.5 and 1001.0 exactly; a variance as E[x^2] - E[x]^2 would lose them.
+    value = standardized(**rows([1000.0, 1000.5, 1001.0], [0] * 3), eps=0.0)
+    np.testing.assert_allclose(value, [-1, 0, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("convention", "message"),
+    [
+        ({"std": "median"}, "std is 'median'; allowed are 'sample', 'population', 'none'"),
+        ({"eps_mode": "sub"}, "eps_mode is 'sub'"),
+        ({"singleton": "one"}, "singleton is 'one'"),
+        ({"scope": "world"}, "scope is 'world'"),
+    ],
+)
+def test_an_unknown_convention_is_refused(convention: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        standardized(**rows([1.0, 2.0], [0, 0]), **convention)
+
+
+@pytest.mark.parametrize("name", advantages.ADVANTAGES)
+def test_a_strategy_gives_every_trained_token_the_advantage_of_its_row(name: str):
+    lengths = [1, 2, 3, 4, 0, 2, 3, 4, 1, 2]
+    given = collected(REWARD, GROUP, VALID, lengths)
+    value, memory = advantages.ADVANTAGES[name](given, jnp.asarray(GROUP, jnp.int32), {"kept": jnp.ones(())})
+    value, mask = np.asarray(value), np.asarray(given.rollouts.mask)
+    assert value.shape == mask.shape and value.dtype == np.float32 and set(memory) == {"kept"}
+    np.testing.assert_array_equal(value[~mask], 0.0)
+    first = np.where(mask[:, :1], value[:, :1], 0.0)
+    np.testing.assert_array_equal(value, np.where(mask, first, 0.0))
+    np.testing.assert_array_equal(value[[6, 7]], 0.0)
+    assert np.any(value != 0.0) and np.all(np.isfinite(value))
+
+
+def test_strategies_apply_their_kernels():
+    given = collected([1.0, 4.0, 7.0, 2.0], [0, 0, 0, 1], [True] * 4, [4] * 4)
+    labels = given.rollouts.prompt
+
+    def first_column(strategy):
+        return strategy(given, labels, {})[0][:, 0]
+
+    table = advantages.ADVANTAGES
+    np.testing.assert_allclose(first_column(table["group_standardized"]), [-1, 0, 1, 0], rtol=1e-5)
+    np.testing.assert_allclose(first_column(table["group_centered"]), [-3, 0, 3, 0])
+    np.testing.assert_allclose(first_column(table["group_leave_one_out"]), [-4.5, 0, 4.5, 0])
+    # the batch's mean is (1 + 4 + 7 + 2) / 4 = 3.5
+    np.testing.assert_allclose(first_column(table["batch_centered"]), [-2.5, 0.5, 3.5, -1.5])
+    raw = partial(table["group_centered"], singleton="raw")
+    np.testing.assert_allclose(first_column(raw), [-3, 0, 3, 2])
+
+
+@pytest.mark.parametrize("name", advantages.ADVANTAGES)
+def test_labels_of_levels_or_tokens_are_refused_by_row_strategies(name: str):
+    given = collected(REWARD, GROUP, VALID, [4] * 10)
+    with pytest.raises(ValueError, match=f"{name} compares whole rows"):
+        advantages.ADVANTAGES[name](given, jnp.zeros((2, 10), jnp.int32), {})

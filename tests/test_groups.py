@@ -1,0 +1,76 @@
+"""Groupings: which rows are compared."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import groups
+from grpo_jax.types import Array, Collected, Prompts, Reward, Rollouts
+
+
+def collected(prompt: list[int], outcome: list[float], valid: list[bool] | None = None) -> Collected:
+    rows = len(prompt)
+    index = jnp.arange(rows, dtype=jnp.int32)
+    zero = jnp.zeros((rows, 2))
+    rollouts = Rollouts(
+        prompts=Prompts(tokens=index[:, None], length=jnp.ones_like(index), draw=index, row=index),
+        prompt=jnp.asarray(prompt, jnp.int32),
+        sample=index,
+        tokens=jnp.zeros((rows, 2), jnp.int32),
+        length=jnp.full_like(index, 2),
+        stopped=jnp.ones(rows, bool),
+        mask=jnp.ones((rows, 2), bool),
+        logp=zero,
+        logp_full=zero,
+        version=index,
+    )
+    ok = jnp.ones(rows, bool) if valid is None else jnp.asarray(valid)
+    return Collected(rollouts=rollouts, reward=Reward(outcome=jnp.asarray(outcome), valid=ok), logp_old=zero)
+
+
+def in_pairs(collected: Collected, memory):
+    return jnp.arange(collected.rollouts.prompt.shape[0], dtype=jnp.int32) // 2, {**memory, "seen": jnp.ones(())}
+
+
+def test_rows_of_a_prompt_form_a_group():
+    labels, memory = groups.by_prompt(collected([3, 0, 3, 1], [0.0] * 4), {"kept": jnp.ones(())})
+    np.testing.assert_array_equal(labels, [3, 0, 3, 1])
+    assert set(memory) == {"kept"}
+
+
+@pytest.mark.parametrize("reward", [0.35, 0.95, 1.0, 2e-3, -0.1])
+def test_a_group_of_equal_rewards_is_tied_whatever_the_rounding_of_its_mean(reward: float):
+    outcome = jnp.full(7, reward, jnp.float32)
+    label = jnp.zeros(7, jnp.int32)
+    assert groups.tied(outcome, label, num_groups=1, valid=jnp.ones(7, bool)).tolist() == [True]
+    nearly = outcome.at[3].set(np.nextafter(np.float32(reward), np.float32(2.0)))
+    assert groups.tied(nearly, label, num_groups=1, valid=jnp.ones(7, bool)).tolist() == [False]
+
+
+def test_rows_of_tied_groups_are_dropped():
+    given = collected([0, 1, 0, 1, 2, 0], [0.95, 1.0, 0.95, 0.0, 1.0, 0.95])
+    labels, _ = groups.drop_tied(given, {})
+    np.testing.assert_array_equal(labels, [-1, 1, -1, 1, -1, -1])
+
+
+def test_a_row_that_could_not_be_scored_neither_ties_nor_unties():
+    # Without row 1 the group of prompt 0 is tied; without row 3 that of prompt 1 still has two different rewards.
+    given = collected([0, 0, 0, 1, 1, 1], [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [True, False, True, False, True, True])
+    np.testing.assert_array_equal(groups.drop_tied(given, {})[0], [-1, -1, -1, 1, 1, 1])
+
+
+def test_dropping_composes_with_any_grouping_and_passes_its_memory_on():
+    given = collected([0, 0, 0, 0], [1.0, 1.0, 1.0, 0.0])
+    labels, memory = groups.drop_tied(given, {}, grouping=in_pairs)
+    np.testing.assert_array_equal(labels, [-1, -1, 1, 1])
+    assert set(memory) == {"seen"}
+    again, _ = groups.drop_tied(given, {}, grouping=partial(groups.drop_tied, grouping=in_pairs))
+    np.testing.assert_array_equal(again, labels)
+
+
+@pytest.mark.parametrize("name", groups.GROUPINGS)
+def test_labels_are_integers_below_the_number_of_rows(name: str):
+    labels: Array = groups.GROUPINGS[name](collected([1, 0, 1], [0.0, 1.0, 2.0]), {})[0]
+    assert labels.shape == (3,) and labels.dtype == jnp.int32 and int(labels.max()) < 3
