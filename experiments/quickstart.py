@@ -1,4 +1,17 @@
-"""A language model learns multi-step arithmetic by GRPO, from nothing, in about two minutes on a laptop."""
+"""A language model learns multi-step arithmetic by GRPO, from nothing, in about a minute on a laptop.
+
+    make quickstart                                     # or: python experiments/quickstart.py [--set train.steps=50] ...
+
+A decoder of 0.15 million parameters sees problems such as ``7-7+6-7-2*1=`` (left to right, modulo 10) and answers in the
+style of R1, ``06977</think><answer>7</answer>``. A supervised warm start imitates demonstrations of mixed quality, on
+purpose: their answers are all right, but half of them show no intermediate value, a tenth every second one, four in ten
+the whole chain, and a quarter have one tag missing. It stops as soon as a third of the sampled answers are right. GRPO then
+has only the reward (1 for the answer, 0.2 for the format) to find out that long, complete, well-formed chains pay.
+
+Held-out problems are those whose hash is a multiple of 16; training never draws one of them, and the run asserts it.
+"""
+
+from dataclasses import replace
 
 from grpo_jax import cli
 from grpo_jax.data import Chain
@@ -8,11 +21,11 @@ from grpo_jax.objectives import grpo
 from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
-TASK = Chain(styles=(0.5, 0.1, 0.4))
+TASK = Chain(styles=(0.5, 0.1, 0.4), dropped_tag=0.25)
 
 EXPERIMENT = Experiment(
     name="quickstart",
-    task=TASK,
+    data=TASK,
     model=ModelConfig(
         vocab=TASK.tokenizer.vocab_size,
         width=64,
@@ -26,10 +39,8 @@ EXPERIMENT = Experiment(
     ),
     sampling=Sampling(max_tokens=TASK.completion_width, stop=(TASK.tokenizer.eos,)),
     recipe=grpo(beta=0.0),
-    reward=TASK.reward(),
-    text_rewards=tuple((name, function, weight) for name, (function, weight) in TASK.text_rewards().items()),
-    train=Train(steps=100, prompts=32, group_size=8, epochs=2, minibatches=2),
-    optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
+    reward=TASK.reward(format_weight=0.2),
+    text_rewards=TASK.text_rewards(format_weight=0.2),
     warm_start=WarmStart(
         steps=1000,
         limit=2600,
@@ -38,9 +49,21 @@ EXPERIMENT = Experiment(
         rows=32,
         optimizer=Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1),
     ),
+    train=Train(steps=100, prompts=32, group_size=8, epochs=2, minibatches=2),
+    optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
     evaluation=Evaluation(every=10, prompts=512, full_prompts=2048, samples=4),
-    saving=Saving(every=10, warm_every=500),
+    saving=Saving(every=20, warm_every=500),
 )
+
+VARIANTS = {
+    # The control: what the same compute gives without reinforcement learning.
+    "supervised_only": replace(
+        EXPERIMENT,
+        name="quickstart-supervised",
+        train=replace(EXPERIMENT.train, steps=0),
+        warm_start=WarmStart(steps=3000, limit=3000, gate=0.0, rows=32, optimizer=EXPERIMENT.warm_start.optimizer),
+    ),
+}
 
 if __name__ == "__main__":
     cli.main_for(__file__)

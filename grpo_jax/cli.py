@@ -1,19 +1,28 @@
 """The command line: ``grpo-jax train FILE [flags]``, and the same flags for ``python FILE``.
 
-Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage, 5 data or reward, 70 hang, 75 preempted.
+Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage, 5 data or reward, 70 hang, 75
+preempted.
 """
 
 import argparse
-import hashlib
+import difflib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from grpo_jax.lifeline import MEANINGS, Exit, RunStopped, say
+
+INTERRUPTED = 130
+"""What a shell expects of a program that the user stopped with Ctrl-C."""
+
+
+class _Unloadable(Exception):
+    """The file of an experiment raised while it was imported."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,56 +72,97 @@ def _guarded(parsed: argparse.Namespace) -> int:
     except RunStopped as stop:
         say(f"stopped: {stop.sentence}")
         return int(stop.code)
-    except ValueError as error:
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from the last checkpoint")
+        return INTERRUPTED
+    except (ValueError, _Unloadable, OSError) as error:
         if os.environ.get("GRPO_JAX_TRACEBACK"):
             raise
         say(f"error: {error}\n(GRPO_JAX_TRACEBACK=1 shows where)")
-        return int(Exit.CONFIGURATION)
+        return int(Exit.DATA if isinstance(error, OSError) else Exit.CONFIGURATION)
 
 
 def _train(parsed: argparse.Namespace) -> int:
     # Imported here: a usage error needs no JAX.
+    from grpo_jax.compiled import keep_programs
     from grpo_jax.experiment import Experiment
     from grpo_jax.loop import run
     from grpo_jax.overrides import override
 
+    keep_programs()
     module = load(Path(parsed.file))
     experiment = _chosen(module, parsed.variant, parsed.file)
     if not isinstance(experiment, Experiment):
         raise ValueError(
-            f"{parsed.file}: EXPERIMENT is a {type(experiment).__name__}, allowed is a grpo_jax.Experiment"
+            f"{parsed.file}: {'VARIANTS' if parsed.variant else 'EXPERIMENT'} holds a {type(experiment).__name__},"
+            " allowed is a grpo_jax.Experiment: write EXPERIMENT = Experiment(...)"
         )
     run(override(experiment, parsed.settings), run_dir=parsed.run_dir, fresh=parsed.fresh)
     return int(Exit.DONE)
 
 
 def load(path: Path) -> ModuleType:
-    """The module in the file `path`, imported under a name that depends on the path alone.
+    """The module in the file `path`, imported under the name of the file.
 
-    Raises ValueError for a file that is not there.
+    A script that is run itself goes by the same name in descriptions, so both ways continue each other's runs. Raises
+    ValueError for a file that is not there, or whose name hides another module.
     """
     if not path.is_file():
         raise ValueError(
             f"FILE: got {path}, which is no file; allowed is a Python file with an EXPERIMENT: check the path"
         )
-    name = f"experiment_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    path, name = path.resolve(), path.stem
+    there = sys.modules.get(name)
+    if there is not None and getattr(there, "__file__", None) != str(path):
+        raise ValueError(
+            f"FILE: got {path}, whose name is that of the module {name!r}; allowed is a name of its own: rename the"
+            " file"
+        )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"FILE: got {path}, which Python cannot import; allowed is a file that ends in .py: rename it")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, Exception) and (not isinstance(error, ValueError) or isinstance(error, UnicodeError)):
+            raise _Unloadable(_blamed(path, error)) from error
+        raise
     return module
+
+
+def _blamed(path: Path, error: Exception) -> str:
+    """Which line of the file `path` led to `error`, and what that was."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line, what = error.lineno, f"{error.msg}: {(error.text or '').strip()}"
+    elif isinstance(error, OSError) and error.filename == str(path):
+        return f"FILE: {path} cannot be read ({error.strerror}); allowed is a Python file: make it readable"
+    else:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line, what = frames[-1].lineno if frames else None, str(error)
+    where = f"{path}:{line}" if line else str(path)
+    return f"{where}: {type(error).__name__}: {what}; allowed is a file that Python can import: correct it"
 
 
 def _chosen(module: ModuleType, variant: str | None, file: str) -> object:
     if variant is None:
         if not hasattr(module, "EXPERIMENT"):
-            raise ValueError(f"{file}: has no EXPERIMENT; define one: EXPERIMENT = Experiment(...)")
+            raise ValueError(
+                f"{file}: got no EXPERIMENT, allowed is a file that defines one: write EXPERIMENT = Experiment(...)"
+            )
         return module.EXPERIMENT
-    variants: Mapping[str, object] = getattr(module, "VARIANTS", {})
-    if variant not in variants:
+    variants = getattr(module, "VARIANTS", {})
+    if not isinstance(variants, Mapping):
         raise ValueError(
-            f"--variant: got {variant!r}, allowed {', '.join(variants) or 'none: the file has no VARIANTS'}"
+            f"{file}: VARIANTS is a {type(variants).__name__}, allowed is a mapping from names to experiments: write"
+            ' VARIANTS = {"name": Experiment(...)}'
+        )
+    if variant not in variants:
+        near = difflib.get_close_matches(variant, variants, n=1)
+        raise ValueError(
+            f"--variant: got {variant!r}, allowed {', '.join(map(str, variants)) or 'none, the file has no VARIANTS'}: "
+            + (f"did you mean {near[0]!r}?" if near else "choose one of these or leave it out")
         )
     return variants[variant]

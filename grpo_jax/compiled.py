@@ -1,18 +1,21 @@
 """Jitted functions shared between runs, each counted when it is traced.
 
-A compiled function is found again by the canonical description of what is bound to it, so that runs that differ only in
-data (a seed, say) share it, and a test can assert that a run traces nothing twice.
+A compiled function is found again by the canonical description of what is bound to it and the source of every user
+function in it, so that runs that differ only in data (a seed, say) share it, a function that was edited does not, and a
+test can assert that a run traces nothing twice.
 """
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from grpo_jax.objectives import describe
+from grpo_jax.objectives import describe, source_digest
 
 TRACES: Counter[str] = Counter()
 """Name of a function -> how often it was traced in this process."""
@@ -28,7 +31,7 @@ def compiled(
     `donate` names arguments whose buffers the call may reuse.
     """
     name = function.__name__
-    key = (f"{function.__module__}.{function.__qualname__}", describe(bound), mesh, donate)
+    key = (f"{function.__module__}.{function.__qualname__}", describe(bound), source_digest(bound), mesh, donate)
     if key not in _COMPILED:
         settings = {**bound, "mesh": mesh}
 
@@ -40,6 +43,20 @@ def compiled(
         names = list(inspect.signature(function).parameters)
         _COMPILED[key] = jax.jit(counted, donate_argnums=tuple(names.index(argument) for argument in donate))
     return _COMPILED[key]
+
+
+def keep_programs() -> Path:
+    """Keep compiled programs on disk from now on, so that the next run of the same experiment compiles nothing; where.
+
+    The folder is ``JAX_COMPILATION_CACHE_DIR`` if that is set, else ``grpo_jax`` in the user's cache. It may be deleted at
+    any time. A program is found again by its text, its device and the version of its compiler.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(home) / "grpo_jax")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
 
 
 def traces() -> dict[str, int]:

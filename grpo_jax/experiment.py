@@ -1,19 +1,18 @@
 """An experiment is a frozen value: every setting of a run, nested in groups, nothing read from anywhere else."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from grpo_jax import objectives
 from grpo_jax.data import Task
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import Recipe
+from grpo_jax.rewards.text import TextRewards
 from grpo_jax.sampling import Sampling
 from grpo_jax.train import IMITATION, Step, TokenReward
 from grpo_jax.updates import Gradient, Optimizer
-
-Text = tuple[str, Callable[..., object], float]
-"""A text reward of an experiment: its name, the function of a record, its weight."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Train:
 class WarmStart:
     """Supervised imitation of the task's demonstrations before GRPO, for as long as it takes.
 
-    From step `steps` on, every `check_every` steps, the sampled held-out accuracy is measured; the warm start ends when it
-    reaches `gate`, and the run stops if it has not by step `limit`: GRPO from a policy that never solves a problem
+    From step `steps` on, every `check_every` steps, the sampled held-out accuracy is measured; the warm start ends when
+    it reaches `gate`, and the run stops if it has not by step `limit`: GRPO from a policy that never solves a problem
     collapses to short answers. The learning rate is scheduled over `limit` steps.
     """
 
@@ -52,8 +51,14 @@ class WarmStart:
         for name in ("steps", "check_every", "rows", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"warm_start.{name}: got {getattr(self, name)}, allowed >= 1: set a positive number")
+        if not 0 <= self.gate <= 1:
+            raise ValueError(
+                f"warm_start.gate: got {self.gate}, allowed 0 to 1, a share of problems: 0 switches it off"
+            )
         if self.limit < self.steps:
-            raise ValueError(f"warm_start.limit: got {self.limit}, allowed >= steps, {self.steps}: raise it or lower steps")
+            raise ValueError(
+                f"warm_start.limit: got {self.limit}, allowed >= steps, {self.steps}: raise it or lower steps"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Evaluation:
 
     every: int = 10
     prompts: int = 256
-    full_prompts: int = 2048
+    full_prompts: int | None = 2048
+    """Problems of a full evaluation; None: all that the data holds out."""
     samples: int = 4
     show: int = 4
     """Held-out prompts whose completions are written down at every evaluation."""
@@ -81,16 +87,16 @@ class Saving:
 class Experiment:
     """All of a run. `reward` scores token ids inside the compiled step; `text_rewards` score decoded text.
 
-    With a token reward the text rewards are its twins: they score the same rows at every evaluation and any disagreement
-    stops the run. Without one they are the reward.
+    With a token reward the text rewards are its twins: they score the same rows at every evaluation and any
+    disagreement stops the run. Without one they are the reward.
     """
 
     name: str
-    task: Task
+    data: Task
     model: ModelConfig
     sampling: Sampling
     recipe: Recipe
-    text_rewards: tuple[Text, ...]
+    text_rewards: TextRewards
     reward: TokenReward | None = None
     seed: int = 0
     train: Train = Train()
@@ -101,30 +107,79 @@ class Experiment:
     mesh: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
-        vocabulary = self.task.tokenizer.vocab_size
+        vocabulary = self.data.tokenizer.vocab_size
         if self.model.vocab != vocabulary:
             raise ValueError(
                 f"model.vocab: got {self.model.vocab}, allowed {vocabulary}, the tokenizer's: build the model with"
-                " vocab=task.tokenizer.vocab_size"
+                " vocab=data.tokenizer.vocab_size"
             )
-        if self.sampling.max_tokens > self.task.completion_width:
+        if self.sampling.max_tokens > self.data.completion_width:
             raise ValueError(
-                f"sampling.max_tokens: got {self.sampling.max_tokens}, allowed up to {self.task.completion_width}, the task's"
-                " completion width: lower it or widen the task"
+                f"sampling.max_tokens: got {self.sampling.max_tokens}, allowed up to {self.data.completion_width}, the"
+                " completion width of the data: lower it or widen the data"
             )
-        for group, name in (
-            (self.train, "steps"),
-            (self.train, "prompts"),
-            (self.saving, "every"),
-            (self.evaluation, "every"),
-        ):
-            if getattr(group, name) < 1:
-                raise ValueError(
-                    f"{type(group).__name__.lower()}.{name}: got {getattr(group, name)}, allowed >= 1: set a positive number"
-                )
-        if not self.text_rewards:
-            raise ValueError("text_rewards: got none, allowed at least one: every evaluation scores decoded text")
+        _check_name(self.name)
+        _check_ranges(self)
+        _check_rewards(self)
+        _check_positions(self)
         step_settings(self).gradient.check(self.train.prompts)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", name) or not name.strip("."):
+        raise ValueError(
+            f"name: got {name!r}, allowed are 1 to 80 letters, digits, '.', '_' and '-': it names the folder of the run"
+        )
+
+
+def _check_ranges(experiment: Experiment) -> None:
+    train, evaluation, saving = experiment.train, experiment.evaluation, experiment.saving
+    draws, least = train.steps * train.prompts, evaluation.prompts
+    full = least if evaluation.full_prompts is None else evaluation.full_prompts
+    checks: tuple[tuple[str, object, bool, str], ...] = (
+        ("seed", experiment.seed, 0 <= experiment.seed < 2**31, "0 to 2^31 - 1"),
+        ("train.steps", train.steps, train.steps >= 0, ">= 0"),
+        ("train.prompts", train.prompts, train.prompts >= 1, ">= 1"),
+        ("train.steps * train.prompts", draws, draws < 2**31, "below 2^31"),
+        ("train.gap_limit", train.gap_limit, train.gap_limit > 0, "> 0"),
+        ("train.skip_limit", train.skip_limit, train.skip_limit >= 1, ">= 1"),
+        ("evaluation.every", evaluation.every, evaluation.every >= 1, ">= 1"),
+        ("evaluation.prompts", evaluation.prompts, evaluation.prompts >= 1, ">= 1"),
+        ("evaluation.full_prompts", full, full >= least, f">= evaluation.prompts, {least}"),
+        ("evaluation.samples", evaluation.samples, evaluation.samples >= 1, ">= 1"),
+        ("evaluation.show", evaluation.show, evaluation.show >= 0, ">= 0"),
+        ("saving.every", saving.every, saving.every >= 1, ">= 1"),
+        ("saving.warm_every", saving.warm_every, saving.warm_every >= 1, ">= 1"),
+        ("saving.keep", saving.keep, saving.keep >= 1, ">= 1"),
+    )
+    for name, got, fits, allowed in checks:
+        if not fits:
+            raise ValueError(f"{name}: got {got}, allowed {allowed}: change it to a number in that range")
+
+
+def _check_rewards(experiment: Experiment) -> None:
+    names = sorted(experiment.text_rewards)
+    if not names:
+        raise ValueError(
+            "text_rewards: got none, allowed at least one: every evaluation scores decoded text, so give"
+            ' {"accuracy": (rewards.text.accuracy, 1.0)} or your own'
+        )
+    if experiment.warm_start is not None and "accuracy" not in names:
+        raise ValueError(
+            f"text_rewards: got {', '.join(names)}, allowed with a warm start are rewards of which one is called"
+            " 'accuracy', because its gate reads that: name one of them so, or set warm_start to None"
+        )
+
+
+def _check_positions(experiment: Experiment) -> None:
+    data, got = experiment.data, experiment.model.positions
+    completion = data.completion_width if experiment.warm_start else experiment.sampling.max_tokens
+    needed = data.prompt_width + completion
+    if got and got < needed:
+        raise ValueError(
+            f"model.positions: got {got}, allowed >= {needed} for prompts of {data.prompt_width} and completions of"
+            f" {completion} tokens: set model.positions={needed} or lower the widths"
+        )
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,13 @@ from grpo_jax import __version__, objectives
 from grpo_jax.checkpoint import Checkpoints, Restored
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.journal import Journal, read, sole_writer, write_json
-from grpo_jax.lifeline import Exit, RunStopped
+from grpo_jax.lifeline import say
 from grpo_jax.types import TrainState
 
 PHASES = ("warm_start", "grpo")
+CONFIG = "config.json"
+BEFORE_CONFIG = (".lock", f"{CONFIG}.partial")
+"""What a run killed in its first moments leaves behind."""
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -62,6 +65,8 @@ class RunFolder:
 
     def save(self, position: Position, state: TrainState, meta: dict) -> None:
         """Start an asynchronous save of everything up to `position`. The journals hold all of it already."""
+        self.metrics.sync()
+        self.samples.sync()
         steps = meta.get("warm_steps", 0) + position.step if position.phase else position.step
         self.checkpoints.save(steps, state, {**meta, **position.fields()})
 
@@ -88,27 +93,24 @@ def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False) -> R
     """The folder of a new run, or of one to continue: then its settings must be those of `experiment`.
 
     `fresh` moves an existing run aside (``NAME.1``, ``NAME.2``, ...) and starts anew; nothing is ever overwritten.
-    Raises ValueError for a folder that holds a run with other settings or something else than a run.
+    Raises ValueError for a folder that holds a run with other settings or something else than a run, and RunStopped
+    (code 4) for one in which another process works.
     """
-    if fresh and path.exists():
-        _move_aside(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(
-            f"run_dir: {path} is a file, allowed is a folder or a name that is free: choose another --run-dir"
-        )
-    foreign = path.exists() and any(path.iterdir()) and not (path / "config.json").exists()
-    if foreign and any(not entry.name.startswith(".") for entry in path.iterdir()):
-        raise ValueError(f"run_dir: {path} is not empty and holds no run (no config.json): choose another --run-dir")
+    path = Path(path).absolute()
     try:
+        _check_folder(path)
+        if fresh and path.exists():
+            _move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunStopped(
-            Exit.CONFIGURATION, f"run_dir: {path} cannot be created ({error.strerror}): choose another"
+        raise ValueError(
+            f"run_dir: got {path}, which cannot be used ({error.strerror or error}); allowed is a folder that can be"
+            " written: choose another --run-dir"
         ) from None
     with ExitStack() as held:
         held.enter_context(sole_writer(path))
         config = _config(experiment)
-        _check_config(path / "config.json", config)
+        _check_config(path / CONFIG, config)
         identity = _identity(config)
         return RunFolder(
             path=path,
@@ -126,43 +128,94 @@ def _config(experiment: Experiment) -> dict[str, Any]:
     packages = {name: version(name) for name in PACKAGES}
     return {
         "settings": settings(experiment),
+        "data_digest": experiment.data.digest,
         "source_digest": objectives.source_digest(experiment),
         "versions": {**packages, "grpo-jax": __version__, "python": platform.python_version()},
     }
 
 
 def _identity(config: dict[str, Any]) -> dict[str, str]:
-    return {"settings": json.dumps(config["settings"], sort_keys=True), "source_digest": config["source_digest"]}
+    return {
+        "settings": json.dumps(config["settings"], sort_keys=True),
+        **{n: config[n] for n in ("data_digest", "source_digest")},
+    }
+
+
+def _check_folder(path: Path) -> None:
+    """Raise a ValueError unless a run may live in `path`: nothing is there, or an empty folder, or a run."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"run_dir: got {path}, which is a file; allowed is a folder or a free name: choose another --run-dir"
+        )
+    if path.is_dir() and not (path / CONFIG).exists():
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in BEFORE_CONFIG)
+        if foreign:
+            raise ValueError(
+                f"run_dir: got {path}, which holds {foreign[0]!r} and no run (no {CONFIG}); allowed is a run, an empty"
+                " folder or a free name: choose another --run-dir"
+            )
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
-    """Write `config`, or compare it with what is there: a difference is an error that lists it."""
-    if not path.exists():
+    """Write `config`, or compare it with what is there: a difference is an error that lists it.
+
+    A run that has not written a line yet, because its settings could not be run, takes new ones.
+    """
+    if not path.exists() or not _begun(path.parent):
         write_json(path, config)
         return
-    old = json.loads(path.read_text("utf-8"))
-    names = sorted({*old["settings"], *config["settings"]})
-    lines = [
-        f"  {name}: the run has {old['settings'].get(name, 'nothing')}, this command {config['settings'].get(name, 'nothing')}"
-        for name in names
-        if old["settings"].get(name) != config["settings"].get(name)
-    ]
-    if old["source_digest"] != config["source_digest"]:
-        lines.append("  the code of a function of this experiment has changed")
-    if lines:
-        raise ValueError(
-            "\n".join(
-                [
-                    f"run_dir: {path.parent} holds a run with other settings:",
-                    *lines,
-                    "  use the same settings to continue it, another --run-dir for a new run, or --fresh to move the old one aside",
-                ]
-            )
+    old = _stored(path)
+    if old["versions"] != config["versions"]:
+        say(
+            f"{path.parent} was begun with other versions: {_version_changes(old['versions'], config['versions'])}."
+            " It goes on, but not necessarily with the same last bits."
         )
+    was, now = old["settings"], config["settings"]
+    lines = [
+        f"  {name}: the run has {was.get(name, 'nothing')}, this command {now.get(name, 'nothing')}"
+        for name in sorted({*was, *now})
+        if was.get(name) != now.get(name)
+    ]
+    if old.get("source_digest") != config["source_digest"]:
+        lines.append("  the code of a function of this experiment has changed")
+    if old.get("data_digest") != config["data_digest"]:
+        lines.append("  the data file has changed")
+    if lines:
+        remedy = (
+            "use its settings to continue it, another --run-dir for a new run, or --fresh to move the old one aside"
+        )
+        raise ValueError("\n".join([f"run_dir: {path.parent} holds a run with other settings:", *lines, f"  {remedy}"]))
+
+
+def _begun(path: Path) -> bool:
+    """Whether a run has left anything in `path` that depends on its settings."""
+    lines = any((path / name).exists() and (path / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl"))
+    return lines or any((path / name).exists() for name in ("checkpoints", "reference"))
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The content of `config.json`; a ValueError where it is damaged."""
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("settings", "versions")):
+        raise ValueError(
+            f"run_dir: {path} is damaged or was edited; allowed is the file that the run wrote: restore it, or use"
+            " --fresh to move the run aside"
+        )
+    return config
+
+
+def _version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return ", ".join(f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names)
 
 
 def _move_aside(path: Path) -> None:
+    """Rename a run; refused (RunStopped, code 4) while another process works in it."""
     number = 1
     while path.with_name(f"{path.name}.{number}").exists():
         number += 1
-    path.rename(path.with_name(f"{path.name}.{number}"))
+    with sole_writer(path):
+        path.rename(path.with_name(f"{path.name}.{number}"))

@@ -48,7 +48,7 @@ class Verdict:
 
 
 def evaluate(
-    params: Params, judge: Judge, *, prompts: int, samples: int, show: int, name: str = "heldout"
+    params: Params, judge: Judge, *, prompts: int | None, samples: int, show: int, name: str = "heldout"
 ) -> tuple[dict[str, float], dict[str, list[tuple[Record, dict[str, float]]]]]:
     """Metrics on the first `prompts` held-out problems, `samples` completions each and a greedy one; and some to look at.
 
@@ -118,8 +118,8 @@ def answer(params: Params, prompts: Prompts, samples: int, judge: Judge, *, gree
         records=texts,
         components={name: table(np.asarray(x)) for name, x in reward.components.items()},
         valid=table(np.asarray(reward.valid)),
-        length=table(rollouts.length),
-        stopped=table(rollouts.stopped),
+        length=table(np.asarray(rollouts.length)),
+        stopped=table(np.asarray(rollouts.stopped)),
         entropy=table(surprise),
     )
 

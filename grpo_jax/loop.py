@@ -1,11 +1,14 @@
 """The loop: warm start, evaluation, GRPO, evaluation, summary. Short enough to copy and change.
 
-Every step is a pure function of (state, draws); this file only feeds it, writes down what it returns and saves. The order
-at a step is fixed, so that a killed run continues exactly: update, evaluate if due, write the journals, save if due. A
-checkpoint therefore never knows more than the journals, and what the journals know beyond it is moved aside on resume.
+Every step is a pure function of (state, draws); this file only feeds it, writes down what it returns and saves. The
+order at a step is fixed, so that a killed run continues exactly: update, evaluate if due, write the journals, save if
+due. A checkpoint therefore never knows more than the journals, and what the journals know beyond it is moved aside on
+resume.
 """
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +19,23 @@ from jax.sharding import Mesh
 from grpo_jax import heldout, objectives
 from grpo_jax.checkpoint import abstract
 from grpo_jax.compiled import compiled
-from grpo_jax.data import records
+from grpo_jax.data import Demonstrations, assert_disjoint, records
 from grpo_jax.experiment import Experiment, Summary, WarmStart, step_settings, warm_settings
 from grpo_jax.finish import summarise
 from grpo_jax.folder import Position, RunFolder, open_folder
 from grpo_jax.heldout import Judge
-from grpo_jax.lifeline import Diverged, Guard, Heartbeat, Preempted, Signals, write_dump
+from grpo_jax.lifeline import Diverged, Exit, Guard, Heartbeat, Preempted, RunStopped, Signals, write_dump
 from grpo_jax.models import axes
-from grpo_jax.rewards.text import score
+from grpo_jax.rewards.text import Scores, score, status_counts
 from grpo_jax.samples import heldout_records, rollout_records
 from grpo_jax.sharding import make_mesh, place, place_rows, replicate
 from grpo_jax.train import Stream, grpo_step, host, init_state, learn_rows, sample_rows, start, stream, supervised_step
-from grpo_jax.types import Batch, Metrics, Params, Prompts, TrainState
+from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, TrainState
 
+BLOCK = 20
+"""Warm start steps whose demonstrations are drawn at once."""
+Stepped = tuple[TrainState, Metrics, Batch, Scores | None]
+Learner = Callable[[TrainState, Prompts], Stepped]
 STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
 """Seconds without a finished step after which a run counts as hung; before the first step, compiling included."""
 
@@ -39,10 +46,11 @@ def run(experiment: Experiment, run_dir: str | Path | None = None, fresh: bool =
     `fresh` moves an existing run aside first. Raises ValueError for settings that cannot be run and RunStopped, which
     carries an exit code, for trouble on the way.
     """
+    prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
     folder = open_folder(Path(run_dir or Path("runs") / experiment.name), experiment, fresh=fresh)
     try:
         with Signals() as signals, Heartbeat(folder.path / "stacks.txt", STEP_LIMIT_S, COMPILE_LIMIT_S) as heartbeat:
-            session = Session(experiment, folder, signals, heartbeat)
+            session = Session(experiment, folder, signals, heartbeat, prompts)
             state, position, meta = session.restore()
             if position.phase == 0 and experiment.warm_start:
                 state, meta = session.warm_start(experiment.warm_start, state, position.step, meta)
@@ -53,26 +61,40 @@ def run(experiment: Experiment, run_dir: str | Path | None = None, fresh: bool =
         folder.close()
 
 
+def problems(experiment: Experiment) -> Prompts:
+    """The held-out problems. Raises ValueError where the data cannot give all that the run will ask of it."""
+    warm, train = experiment.warm_start, experiment.train
+    prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
+    if warm:
+        experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
+    draws = max(train.steps * train.prompts, warm.limit * warm.rows if warm else 0)
+    assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws)
+    return prompts
+
+
 class Session:
     """One process working on one run: what is fixed for its whole life, and the two phases."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, signals: Signals, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, experiment: Experiment, folder: RunFolder, signals: Signals, heartbeat: Heartbeat, prompts: Prompts
+    ) -> None:
         self.experiment, self.folder, self.signals, self.heartbeat = experiment, folder, signals, heartbeat
         self.mesh: Mesh | None = None if experiment.mesh is None else make_mesh(experiment.mesh)
         self.step = step_settings(experiment)
         self.seed = np.int32(experiment.seed)
         self.guard = Guard(experiment.train.skip_limit)
         self.judge = Judge(
-            task=experiment.task,
+            task=experiment.data,
             model=experiment.model,
             sampling=experiment.sampling,
-            text_rewards={name: (reward, weight) for name, reward, weight in experiment.text_rewards},
+            text_rewards=experiment.text_rewards,
             reward=experiment.reward,
             seed=experiment.seed,
-            prompts=experiment.task.heldout(experiment.evaluation.full_prompts),
+            prompts=prompts,
             mesh=self.mesh,
         )
         self.clock = time.monotonic()
+        self._block: tuple[int, Demonstrations] | None = None
 
     # Beginning
 
@@ -80,7 +102,7 @@ class Session:
         """The state to go on from, where that is, and the notes kept with it."""
         warm = self.experiment.warm_start
         fresh = self.laid_out(
-            init_state(self.seed, warm_settings(self.experiment, warm) if warm else self.step.gradient)
+            init_state(int(self.seed), warm_settings(self.experiment, warm) if warm else self.step.gradient)
         )
         restored = self.folder.restore(abstract(fresh))
         if restored is None:
@@ -113,14 +135,11 @@ class Session:
         while not meta.get("gate_passed"):
             if done >= warm.limit:
                 raise Diverged(
-                    f"The warm start did not reach a sampled accuracy of {warm.gate} in {done} steps: GRPO would collapse from"
-                    " here. Raise warm_start.limit, lower warm_start.gate, or give better demonstrations."
+                    f"The warm start did not reach a sampled accuracy of {warm.gate} in {done} steps: GRPO would collapse"
+                    " from here. Raise warm_start.limit, lower warm_start.gate, or give better demonstrations."
                 )
             done += 1
-            draws = np.arange((done - 1) * warm.rows, done * warm.rows, dtype=np.int64)
-            state, metrics = learn(
-                state, *place_rows(self.experiment.task.demonstrations(self.experiment.seed, draws), self.mesh)
-            )
+            state, metrics = learn(state, *place_rows(self.demonstrations(warm.rows, done - 1), self.mesh))
             position, leaving = Position(0, done), self.signals.requested
             checking = done >= warm.steps and (done - warm.steps) % warm.check_every == 0
             if checking or done % warm.log_every == 0:
@@ -128,12 +147,23 @@ class Session:
                 if "gate_passed" in extra:
                     meta = {**meta, "warm_steps": done, "gate_passed": True}
                 self.write(position, host(metrics), extra)
-                self.guard.check(int(metrics["skipped/consecutive"]), step=done, dump=lambda: self._dump(done, metrics))
+                self.guard.check(
+                    int(metrics["skipped/consecutive"]), step=done, dump=partial(self._dump, done, metrics)
+                )
             if meta.get("gate_passed") or leaving or done % self.experiment.saving.warm_every == 0:
                 self.folder.save(position, state, meta)
             if leaving:
                 self._leave(position)
         return start(state.params, self.step.gradient), meta
+
+    def demonstrations(self, rows: int, step: int) -> Demonstrations:
+        """Those of warm start step `step`, counted from 0. They are drawn `BLOCK` steps at a time, which is cheaper."""
+        first = step - step % BLOCK
+        if self._block is None or self._block[0] != first:
+            draws = np.arange(first * rows, (first + BLOCK) * rows, dtype=np.int64)
+            self._block = first, self.experiment.data.demonstrations(self.experiment.seed, draws)
+        begin = (step - first) * rows
+        return jax.tree.map(lambda x: x[begin : begin + rows], self._block[1])
 
     # GRPO
 
@@ -143,14 +173,14 @@ class Session:
         if done == 0 and not self.experiment.warm_start:
             self.write(Position(1, 0), {}, self.evaluate(state, Position(1, 0), full=True))
         learn = self.learner(self.reference(state, done))
-        waiting: tuple[int, Metrics, Batch] | None = None
+        waiting: tuple[int, Metrics, Batch, Scores | None] | None = None
         for step in range(done + 1, train.steps + 1):
             draws = np.arange((step - 1) * train.prompts, step * train.prompts, dtype=np.int64)
-            prompts = self.experiment.task.draw(self.experiment.seed, draws)
-            state, metrics, batch = learn(state, prompts)
+            prompts = self.experiment.data.draw(self.experiment.seed, draws)
+            state, metrics, batch, scores = learn(state, prompts)
             if waiting is not None:
                 self.record(*waiting, {})
-            waiting = (step, metrics, batch)
+            waiting = (step, metrics, batch, scores)
             leaving = self.signals.requested
             last = step == train.steps
             evaluating = last or step % self.experiment.evaluation.every == 0
@@ -166,43 +196,48 @@ class Session:
         return state, meta
 
     def reference(self, state: TrainState, done: int) -> Params | None:
-        """The reference policy, if the recipe has a KL term: the parameters that GRPO began with, kept beside the run."""
+        """The reference policy, if the recipe has a KL term: what GRPO began with, kept beside the run."""
         if "logp_ref" not in objectives.wants(self.experiment.recipe):
             return None
         with self.folder.reference() as kept:
             params = kept.restore_params(abstract(state.params))
             if params is None and done:
                 raise ValueError(
-                    f"{self.folder.path}: the reference policy of this run is missing; restore its folder 'reference', or start"
-                    " anew with --fresh"
+                    f"{self.folder.path}: the reference policy of this run is missing; restore its folder 'reference', or"
+                    " start anew with --fresh"
                 )
             if params is None:
                 kept.save(0, state, {})
                 params = jax.tree.map(lambda x: x.copy(), state.params)
         return params
 
-    def learner(self, reference: Params | None) -> Any:
-        """``(state, prompts) -> (state, metrics, batch)``: one compiled function, or two around a text reward."""
-        bound = {"settings": self.step}
-        if self.step.reward is not None:
-            whole = compiled(grpo_step, mesh=self.mesh, donate=("state",), **bound)
-            return lambda state, prompts: whole(state, place_rows(prompts, self.mesh), self.seed, reference=reference)
-        sample = compiled(sample_rows, mesh=self.mesh, **bound)
-        learn = compiled(learn_rows, mesh=self.mesh, donate=("state",), **bound)
+    def learner(self, reference: Params | None) -> Learner:
+        """One step as one compiled function, or as two around a text reward."""
+        mesh, settings = self.mesh, self.step
+        if settings.reward is not None:
+            whole = compiled(grpo_step, mesh=mesh, donate=("state",), settings=settings)
 
-        def two_halves(state: TrainState, prompts: Prompts) -> tuple[TrainState, Metrics, Batch]:
-            key = stream(self.seed, Stream.ROLLOUT)
-            rollouts = sample(state.params, place_rows(prompts, self.mesh), key, state.step)
-            rows = records(self.experiment.task, host(rollouts))
-            reward, _ = score(rows, self.judge.text_rewards)
-            key = stream(self.seed, Stream.UPDATE)
-            return learn(state, rollouts, place_rows(reward, self.mesh), key, reference=reference)
+            def fused(state: TrainState, prompts: Prompts) -> Stepped:
+                return *whole(state, place_rows(prompts, mesh), self.seed, reference=reference), None
+
+            return fused
+        sample = compiled(sample_rows, mesh=mesh, settings=settings)
+        learn = compiled(learn_rows, mesh=mesh, donate=("state",), settings=settings)
+        keys = [stream(int(self.seed), name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
+
+        def two_halves(state: TrainState, prompts: Prompts) -> Stepped:
+            rollouts = sample(state.params, place_rows(prompts, mesh), keys[0], state.step)
+            reward, scores = score(records(self.experiment.data, host(rollouts)), self.judge.text_rewards)
+            _check_scored(reward, scores)
+            return *learn(state, rollouts, place_rows(reward, mesh), keys[1], reference=reference), scores
 
         return two_halves
 
     # What every step leaves behind
 
-    def evaluate(self, state: TrainState, position: Position, *, full: bool, gate: float | None = None) -> dict[str, float]:
+    def evaluate(
+        self, state: TrainState, position: Position, *, full: bool, gate: float | None = None
+    ) -> dict[str, float]:
         """Held-out metrics of a state; some of its completions go to the journal of samples.
 
         With a `gate`, a small evaluation that reaches it is followed by the full one, whose metrics are returned.
@@ -218,20 +253,21 @@ class Session:
             self.folder.samples.write(row)
         return metrics
 
-    def record(self, step: int, metrics: Metrics, batch: Batch, extra: dict[str, float]) -> None:
+    def record(self, step: int, metrics: Metrics, batch: Batch, scores: Scores | None, extra: dict[str, float]) -> None:
         """Write down one GRPO step, and stop the run where its numbers say so."""
         position = Position(1, step)
         values, rows = host((metrics, batch))
-        for row in rollout_records(rows, self.experiment.task, position.fields()):
+        for row in rollout_records(rows, self.experiment.data, position.fields(), scores):
             self.folder.samples.write(row)
+        if scores is not None:
+            extra = {**extra, **{f"status/{name}": count for name, count in status_counts(scores).items()}}
         self.write(position, values, extra)
-        self.guard.check(int(values["skipped/consecutive"]), step=step, dump=lambda: self._dump(step, rows))
-        gap = float(values["logp_gap/max"])
-        if gap > self.experiment.train.gap_limit:
+        self.guard.check(int(values["skipped/consecutive"]), step=step, dump=partial(self._dump, step, rows))
+        gap, limit = float(values["logp_gap/max"]), self.experiment.train.gap_limit
+        if not gap <= limit and not int(values["skipped"]):
             raise Diverged(
-                f"Step {step}: sampler and trainer disagree by {gap:.3g} nats on a token, allowed are"
-                f" {self.experiment.train.gap_limit:.3g}. Their parameters, temperature or positions differ; with bfloat16 compute"
-                " raise train.gap_limit to a few tenths."
+                f"Step {step}: sampler and trainer disagree by {gap:.3g} nats on a token, allowed are {limit:.3g}. Their"
+                " parameters, temperature or positions differ; with bfloat16 compute raise train.gap_limit to a few tenths."
             )
 
     def write(self, position: Position, metrics: Metrics | dict, extra: dict[str, float]) -> None:
@@ -263,3 +299,15 @@ class Session:
     def _leave(self, position: Position) -> None:
         self.folder.checkpoints.wait()
         raise Preempted(f"SIGTERM: everything up to {position.fields()} is saved; run the same command again to go on.")
+
+
+def _check_scored(reward: Reward, scores: Scores) -> None:
+    """Stop a run whose rewards failed on every row: there is nothing to learn from, and the cause is not the policy."""
+    if not np.asarray(reward.valid).any():
+        failed = ((name, s) for name, row in scores.items() for s in row[:1] if s.status in ("error", "timeout"))
+        name, first = next(failed)
+        raise RunStopped(
+            Exit.DATA,
+            f"The text reward {name!r} failed on every row, on the first with {first.status}: {first.detail}. Correct"
+            " the reward, its settings or the data.",
+        )

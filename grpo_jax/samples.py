@@ -6,21 +6,23 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.data import Task, records
-from grpo_jax.rewards.text import Record
+from grpo_jax.rewards.text import Record, Scores
 from grpo_jax.types import Batch
 
 
 def rollout_records(
-    batch: Batch, task: Task, position: Mapping[str, Any], statuses: Sequence[str] | None = None
+    batch: Batch, task: Task, position: Mapping[str, Any], scores: Scores | None = None
 ) -> Iterator[dict[str, Any]]:
     """A line for each row of a host `batch`: what was asked, sampled, earned and made of it."""
     rollouts, reward = batch.rollouts, batch.reward
     tokens = np.maximum(batch.mask.sum(1), 1)
     advantage = (np.where(batch.mask, batch.advantage, 0).sum(1) / tokens).tolist()
     draw, stopped = rollouts.prompts.draw[rollouts.prompt].tolist(), rollouts.stopped.tolist()
+    valid = reward.valid.tolist()
     outcome, sample = reward.outcome.tolist(), rollouts.sample.tolist()
     components = {name: values.tolist() for name, values in reward.components.items()}
     group = batch.group.T.tolist() if batch.group.ndim == 2 else batch.group.tolist()
+    statuses = {} if scores is None else {name: [score.status for score in rows] for name, rows in scores.items()}
     for n, text in enumerate(records(task, rollouts)):
         yield {
             **position,
@@ -33,7 +35,8 @@ def rollout_records(
             "length": len(text.tokens),
             "stopped": stopped[n],
             "components": {name: values[n] for name, values in components.items()},
-            "status": "ok" if statuses is None else statuses[n],
+            "statuses": {name: values[n] for name, values in statuses.items()},
+            "valid": valid[n],
             "reward": outcome[n],
             "advantage": advantage[n],
             "group": group[n],

@@ -15,6 +15,7 @@ of phases writes its own ten lines with the same functions.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 
 from grpo_jax import advantages, groups, objectives
 from grpo_jax import metrics as measure
+from grpo_jax.groups import Memory
 from grpo_jax.models import init, logprobs
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, TrainState
@@ -30,6 +32,9 @@ from grpo_jax.updates import Gradient, build, update
 
 TokenReward = Callable[[Rollouts], Reward]
 """A reward that reads token ids with jnp alone, so that it runs inside the compiled step."""
+
+
+Record = TypeVar("Record")
 
 
 class Stream(IntEnum):
@@ -107,12 +112,12 @@ def collect(
     return Collected(rollouts=rollouts, reward=reward, logp_old=rollouts.logp_full, logp_ref=logp_ref)
 
 
-def label(collected: Collected, memory: dict, recipe: objectives.Recipe) -> tuple[Array, dict]:
+def label(collected: Collected, memory: Memory, recipe: objectives.Recipe) -> tuple[Array, Memory]:
     """Labels of the rows under the grouping of the recipe: rows with one label are compared with each other."""
     return recipe.grouping(collected, memory)
 
 
-def advantage(collected: Collected, labels: Array, memory: dict, recipe: objectives.Recipe) -> tuple[Array, dict]:
+def advantage(collected: Collected, labels: Array, memory: Memory, recipe: objectives.Recipe) -> tuple[Array, Memory]:
     """f32[N, T], the advantage of every token under the estimator of the recipe."""
     return recipe.advantage(collected, labels, memory)
 
@@ -246,12 +251,13 @@ def supervised_step(
     reward = Reward(outcome=jnp.zeros((rows,), jnp.float32), valid=jnp.ones((rows,), bool))
     collected = Collected(rollouts=rollouts, reward=reward, logp_old=nothing)
     batch = make_batch(collected, index, nothing, settings.recipe)
-    state, metrics = update(state, batch, settings, key=jax.random.key(0), mesh=mesh)
+    key = jax.random.fold_in(jax.random.key(0), state.step)
+    state, metrics = update(state, batch, settings, key=key, mesh=mesh)
     state = state.replace(step=state.step + 1, cursor=state.cursor + rows)
     kept = ("loss", "grad_norm", "entropy", "skipped", "skipped/consecutive")
     return state, {name: metrics[name] for name in kept}
 
 
-def host(record: object) -> object:
+def host(record: Record) -> Record:
     """`record` with numpy leaves, in one transfer."""
     return jax.tree.map(np.asarray, jax.device_get(record))

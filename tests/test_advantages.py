@@ -219,7 +219,7 @@ def test_strategies_apply_their_kernels():
     np.testing.assert_allclose(first_column(table["group_leave_one_out"]), [-4.5, 0, 4.5, 0])
     # the batch's mean is (1 + 4 + 7 + 2) / 4 = 3.5
     np.testing.assert_allclose(first_column(table["batch_centered"]), [-2.5, 0.5, 3.5, -1.5])
-    raw = partial(table["group_centered"], singleton="raw")
+    raw = partial(advantages.group_centered, singleton="raw")
     np.testing.assert_allclose(first_column(raw), [-3, 0, 3, 2])
 
 

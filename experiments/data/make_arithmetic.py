@@ -1,10 +1,10 @@
-"""Write `arithmetic.jsonl`: small plain-English arithmetic questions with answers and worked steps.
+"""Write `arithmetic.jsonl`: plain-English arithmetic questions with answers and, on some lines, worked steps.
 
     python experiments/data/make_arithmetic.py
 
-Three categories: addition and subtraction of numbers below ten, and two operations in a row. Every sum is asked in
-three wordings: a held-out question has usually been seen in other words, so that a model of a million parameters can
-answer it after minutes, but never in these. Deterministic to the byte.
+A question starts with a number of things and changes it once, twice or three times; no running total leaves 0 to 19.
+The solutions are of mixed quality, as found data is: a third of the lines has none, a third writes down every step, a
+third only the last one, which is right but has to be found in the head. Deterministic to the byte.
 """
 
 import hashlib
@@ -13,24 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NAMES = ("Ann", "Ben", "Mia", "Tom")
-THINGS = ("apples", "books", "cups", "eggs")
-WORDINGS = {
-    "addition": (
-        "{name} has {a} {things} and gets {b} more. How many now?",
-        "{name} buys {a} {things}, then {b} more. How many in all?",
-        "What is {a} plus {b}?",
-    ),
-    "subtraction": (
-        "{name} has {a} {things} and loses {b}. How many are left?",
-        "{name} gives away {b} of {a} {things}. How many remain?",
-        "What is {a} minus {b}?",
-    ),
-    "two steps": (
-        "{name} has {a} {things}, gets {b} and eats {c}. How many now?",
-        "{name} finds {a} {things}, then {b}, and sells {c}. How many are left?",
-        "What is {a} plus {b} minus {c}?",
-    ),
-}
+THINGS = ("cups", "eggs", "nuts", "pens")
+GAINS, LOSSES = ("gets", "finds", "buys", "wins"), ("loses", "eats", "sells", "drops")
+CATEGORIES = {"one step": 300, "two steps": 1100, "three steps": 1600}
+"""Lines of each category; the number of changes is the place in this dict."""
+QUALITIES = ("none", "every step", "last step")
+MOST = 19
 
 
 def choice(key: str, size: int) -> int:
@@ -38,37 +26,59 @@ def choice(key: str, size: int) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % size
 
 
-def sums() -> Iterator[tuple[str, tuple[int, ...], int, str]]:
-    """Category, numbers, answer and worked steps of every sum."""
-    for a in range(1, 10):
-        for b in range(1, 10):
-            yield "addition", (a, b), a + b, f"{a}+{b}={a + b}"
-            if b <= a:
-                yield "subtraction", (a, b), a - b, f"{a}-{b}={a - b}"
-            if a + b < 10:
-                c = 1 + choice(f"eaten {a} {b}", a + b)
-                yield "two steps", (a, b, c), a + b - c, f"{a}+{b}={a + b};{a + b}-{c}={a + b - c}"
+def problem(key: str, changes: int) -> tuple[list[int], list[str]]:
+    """Running totals, the first given, and a step like ``7+5=12`` for each change."""
+    totals, steps = [2 + choice(f"{key} start", 8)], []
+    for step in range(changes):
+        total = totals[-1]
+        options = [d for d in range(-9, 10) if d and 0 <= total + d <= MOST]
+        delta = options[choice(f"{key} change {step}", len(options))]
+        totals.append(total + delta)
+        steps.append(f"{total}{delta:+d}={total + delta}")
+    return totals, steps
 
 
-def lines() -> list[str]:
-    """The lines of the file, in an order that mixes the categories."""
-    out = []
-    for category, numbers, answer, solution in sums():
-        for index, wording in enumerate(WORDINGS[category]):
-            key = f"{category} {numbers} {index}"
-            values = dict(zip("abc", numbers, strict=False))
-            name, things = NAMES[choice("name " + key, len(NAMES))], THINGS[choice("things " + key, len(THINGS))]
-            prompt = wording.format(name=name, things=things, **values)
-            fields = {"prompt": prompt, "answer": str(answer), "solution": solution, "category": category}
-            out.append(json.dumps(fields))
-    return sorted(out, key=lambda line: hashlib.sha256(line.encode()).hexdigest())
+def question(key: str, totals: list[int]) -> str:
+    """The problem in words."""
+    parts = [f"{NAMES[choice(key + ' name', 4)]} has {totals[0]} {THINGS[choice(key + ' things', 4)]}"]
+    for step, (old, new) in enumerate(zip(totals, totals[1:], strict=False)):
+        verbs = GAINS if new > old else LOSSES
+        parts.append(f"{verbs[choice(f'{key} verb {step}', 4)]} {abs(new - old)}")
+    told = ", ".join(parts[:-1]) + f" and {parts[-1]}"
+    return f"{told}. How many now?"
+
+
+def lines() -> Iterator[str]:
+    """The lines of the file."""
+    for changes, (category, count) in enumerate(CATEGORIES.items(), start=1):
+        seen: set[str] = set()
+        number = 0
+        while len(seen) < count:
+            number += 1
+            key = f"{category} {number}"
+            totals, steps = problem(key, changes)
+            prompt = question(key, totals)
+            if prompt in seen:
+                continue
+            seen.add(prompt)
+            fields = {"prompt": prompt, "answer": str(totals[-1]), "category": category}
+            quality = QUALITIES[choice(f"{key} quality", len(QUALITIES))]
+            if quality != "none":
+                fields["solution"] = " ".join(steps if quality == "every step" else steps[-1:])
+            yield json.dumps(fields)
+
+
+def text() -> str:
+    """The file, in an order that mixes the categories."""
+    ordered = sorted(lines(), key=lambda line: hashlib.sha256(line.encode()).hexdigest())
+    return "".join(line + "\n" for line in ordered)
 
 
 def main() -> None:
     """Write the file beside this script."""
     path = Path(__file__).with_name("arithmetic.jsonl")
-    path.write_text("".join(line + "\n" for line in lines()), encoding="utf-8")
-    print(f"{len(lines())} lines written to {path}")
+    path.write_text(text(), encoding="utf-8")
+    print(f"{sum(CATEGORIES.values())} lines written to {path}")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ class Chain:
         return len(str(self.modulus - 1))
 
     @property
+    def digest(self) -> str:
+        """Empty: there is no data beyond the settings."""
+        return ""
+
+    @property
     def prompt_width(self) -> int:
         return self.operands * (self.digits + 1) + 1
 
@@ -85,9 +90,9 @@ class Chain:
         rows, length, _, _, _ = self._problems(seed, numbers, split == "heldout")
         return numpy_prompts(rows, length, numbers, numbers)
 
-    def heldout(self, count: int, name: str = "heldout") -> Prompts:
+    def heldout(self, count: int | None, name: str = "heldout") -> Prompts:
         """The first `count` distinct held-out problems in the stream that `name` seeds; `draw` says which draws."""
-        if count < 1:
+        if count is None or count < 1:
             raise ValueError(f"count: got {count}; allowed is 1 or more")
         seed = text_hash(name)
         found: dict[bytes, int] = {}

@@ -74,10 +74,11 @@ class Jsonl:
         rows, stream = (self._train_rows, _TRAIN) if split == "train" else (self._heldout_rows, _HELDOUT)
         return self._prompts(_in_epochs(rows, seed, stream, numbers), numbers)
 
-    def heldout(self, count: int, name: str = "heldout") -> Prompts:
-        """`count` distinct held-out prompts, the same in every run; `name` picks another order to take them from."""
+    def heldout(self, count: int | None, name: str = "heldout") -> Prompts:
+        """`count` distinct held-out prompts (None: all), the same in every run; `name` picks another order of them."""
         rows = self._heldout_rows
-        if not 1 <= count <= len(rows):
+        count = len(rows) if count is None else count
+        if len(rows) and not 1 <= count <= len(rows):
             raise ValueError(
                 f"count: got {count} held-out prompts; allowed are 1 to {len(rows)}, as many as {self.path} holds out;"
                 " ask for fewer, raise heldout_share or give heldout_path"
@@ -94,8 +95,8 @@ class Jsonl:
         rows = self._solved_rows
         if not len(rows):
             raise ValueError(
-                f'{self.path}: no training line has a "solution"; a warm start needs some; add them, or start from a'
-                " trained model without a warm start"
+                f'{self.path}: no training line has a "solution"; a warm start needs some; add them, or go without'
+                " one (warm_start=None)"
             )
         numbers = check_draws(draws, "train")
         chosen = _in_epochs(rows, seed, _DEMONSTRATION, numbers)

@@ -32,6 +32,11 @@ class Task(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     @property
+    def digest(self) -> str:
+        """sha256 of the data that the settings only name, or empty: a run does not go on with other data."""
+        ...
+
+    @property
     def prompt_width(self) -> int: ...
 
     @property
@@ -41,8 +46,11 @@ class Task(Protocol):
         """The prompts of these draws: leaf shapes [n, prompt_width] and [n]."""
         ...
 
-    def heldout(self, count: int, name: str = "heldout") -> Prompts:
-        """`count` distinct problems that no training draw gives, the same in every run; `name` picks another set."""
+    def heldout(self, count: int | None, name: str = "heldout") -> Prompts:
+        """`count` distinct problems that no training draw gives, the same in every run; `name` picks another set.
+
+        None asks for all of them, which only a task of finitely many has.
+        """
         ...
 
     def is_heldout(self, prompts: Prompts) -> np.ndarray:

@@ -29,8 +29,8 @@ class Arrangement(struct.PyTreeNode):
 def arrange(prompt: Array, prompts: int, group: int | None = None) -> Arrangement:
     """Places for rows that answer prompt i32[N] out of `prompts`, at most `group` of each (default: N / P).
 
-    Rows of a prompt keep their order. A row whose prompt has more than `group` rows before it, or does not exist, has no
-    place: what is restored for it is nan, never another row's number.
+    Rows of a prompt keep their order. A row with `group` rows of its prompt before it, or whose prompt does not exist,
+    has no place: what is restored for it is nan, never another row's number.
 
     Raises ValueError when `group` is not given and N / P is not whole, or when N rows cannot fit.
     """
@@ -38,8 +38,8 @@ def arrange(prompt: Array, prompts: int, group: int | None = None) -> Arrangemen
     rows = prompt.shape[0]
     if group is None and rows % prompts:
         raise ValueError(
-            f"{rows} rows answer {prompts} prompts, so their number differs between prompts; give the largest number of "
-            f"rows of a prompt as group_size"
+            f"{rows} rows answer {prompts} prompts, so not every prompt has the same number of them; give the largest "
+            f"number of rows of a prompt as group_size"
         )
     group = group or max(rows // prompts, 1)
     if rows > prompts * group:

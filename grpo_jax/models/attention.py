@@ -1,7 +1,8 @@
 """Softmax attention, plain and of G completions that share a prompt.
 
 Inside, arrays lead with prompt, key/value head and sample: queries [P, J, G, M, C] with ``M = R T`` (R query heads a
-key/value head, T positions), keys and values [P, J, G, S, C]. Queries come scaled. Query head h reads key head ``h // R``.
+key/value head, T positions), keys and values [P, J, G, S, C]. Queries come
+scaled. Query head h reads key head ``h // R``.
 """
 
 import chex
@@ -34,11 +35,11 @@ def attend_group(
 ) -> Array:
     """Attention of completions to their prompt's prefix and, causally, to themselves.
 
-    Queries [P, G, T, H, C]; prefix keys and values [P, S, J, C] with seen bool[P, S] False for padding; own keys and values
-    [P, G, T, J, C]. Returns [P, G, T, H, C].
+    Queries [P, G, T, H, C]; prefix keys and values [P, S, J, C] with seen bool[P, S] False for padding; own keys and
+    values [P, G, T, J, C]. Returns [P, G, T, H, C].
 
-    A short prefix is joined to the keys of every completion: one softmax, half the time of two parts. The keys of a long
-    one are read once for all completions of the prompt, which is faster and never holds G copies of them.
+    A short prefix is joined to the keys of every completion: one softmax, half the time of two parts. The keys of a
+    long one are read once for all completions of the prompt, which is faster and never holds G copies of them.
     """
     chex.assert_rank([query, *prefix, *own, seen], [5, 4, 4, 5, 5, 2])
     rows = _by_head(query, own[0].shape[3])

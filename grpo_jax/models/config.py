@@ -83,4 +83,4 @@ def _check_float(name: str, dtype: str) -> None:
     except TypeError:
         valid = False
     if not valid:
-        raise ValueError(f"ModelConfig.{name} is {dtype!r}; allowed is the name of a float type such as float32, bfloat16")
+        raise ValueError(f"ModelConfig.{name} is {dtype!r}; allowed are names of float types: float32, bfloat16, ...")

@@ -101,10 +101,7 @@ def close(layer: Mapping[str, Array], x: Array, attended: Array, config: ModelCo
     normed = rms_norm(x, layer["mlp_norm"], config)
     hidden = linear(normed, layer["up"], config)
     activation = _ACTIVATIONS[config.activation]
-    if "gate" in layer:
-        hidden = activation(linear(normed, layer["gate"], config)) * hidden
-    else:
-        hidden = activation(hidden)
+    hidden = activation(linear(normed, layer["gate"], config)) * hidden if "gate" in layer else activation(hidden)
     return x + linear(hidden, layer["down"], config)
 
 

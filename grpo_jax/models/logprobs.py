@@ -1,10 +1,12 @@
 """Log-probabilities of completions: the forward pass that training differentiates.
 
-A prompt is encoded once for all of its completions, the last layer computes of it only what the completions attend to, and
-logits exist for one chunk of completion tokens at a time: an array [N, T, V] never does.
+A prompt is encoded once for all of its completions, the last layer computes of it only what the completions attend to,
+and logits exist for one chunk of completion tokens at a time: an array [N, T, V] never does.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import chex
 import jax
@@ -13,8 +15,8 @@ import jax.numpy as jnp
 from grpo_jax.models import attention, decoder, layers
 from grpo_jax.models.arrange import arrange, prefix, shifted
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.sharding import constrain
-from grpo_jax.types import Array, Params, Rollouts, TokenStats
+from grpo_jax.sharding import BATCH_AXES, constrain
+from grpo_jax.types import Array, Params, Prompts, Rollouts, TokenStats
 
 WANTS = ("entropy", "hidden", "sum_pi_squared")
 _LOGITS = 1 << 18  # logits computed at a time, when `chunk` does not say
@@ -33,13 +35,13 @@ def logprobs(
 ) -> TokenStats:
     """What the policy says of every token of `rollouts`, as f32[N, T] in the order of the rows.
 
-    With ``p = softmax(logits / temperature)`` over the full vocabulary: ``logp = log p[token]``, and for each name in the
-    static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, or ``hidden`` f32[N, D], the mean over the
-    tokens of the row of the normed output of the last layer. Everything is 0 past the end of a row.
+    With ``p = softmax(logits / temperature)`` over the full vocabulary: ``logp = log p[token]``, and for each name in
+    the static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, or ``hidden`` f32[N, D], the mean over
+    the tokens of the row of the normed output of the last layer. Everything is 0 past the end of a row.
 
     `group_size` is the largest number of rows of one prompt (default N / P); under jit, rows beyond it come out as nan.
-    `chunk` is the number of tokens whose logits exist at a time (default: 1024, or more for a small vocabulary); it
-    changes no value. Gradients flow to `params`; forward mode needs ``config.backward`` plain.
+    `chunk` is the number of tokens whose logits exist at a time on a device (default: 1024, or more for a small
+    vocabulary); it changes no value. Gradients flow to `params`; forward mode needs ``config.backward`` plain.
 
     Raises ValueError for an unknown `want`, a temperature that is not positive, or sizes that do not fit.
     """
@@ -51,14 +53,15 @@ def logprobs(
     params = layers.cast(params, config)
     x = _completions(params, config, prompts, inputs, mesh)
     chunk = chunk or max(1024, _LOGITS // config.vocab)
-    stats = _score(params, config, x, targets, temperature=temperature, want=want, chunk=chunk)
+    score = functools.partial(_score, params, config, temperature=temperature, want=want)
+    stats = _chunked(score, x, targets, chunk, mesh)
     stats = {name: places.restore(jnp.where(read, value, 0)) for name, value in stats.items()}
     if "hidden" in want:
         stats["hidden"] = places.restore(_mean_hidden(params, config, x, read))
     return TokenStats(**stats)
 
 
-def _completions(params: Params, config: ModelConfig, prompts, inputs: Array, mesh) -> Array:
+def _completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: Array, mesh) -> Array:
     """Output [P, G, T, D] of the last layer at every completion token, from inputs i32[P, G, T]."""
     count, group, width = inputs.shape
     before, seen = prefix(prompts)
@@ -68,67 +71,73 @@ def _completions(params: Params, config: ModelConfig, prompts, inputs: Array, me
     before_position = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None], before.shape)
     position = jnp.concatenate([before_position, own_position], axis=1)
     tokens = jnp.concatenate([before, inputs.reshape(count, -1)], axis=1)
-    x = layers.embed(params, tokens, position)
-    x = constrain(x, mesh, ("prompts", None, None))
-    rotation = layers.angles(position, config, x.dtype)
-    own_rotation = None if rotation is None else (rotation[0][:, size:], rotation[1][:, size:])
+    x = constrain(layers.embed(params, tokens.reshape(-1), position.reshape(-1)), mesh, ("prompts", None))
+    rotation = layers.angles(position.reshape(-1), config, x.dtype)
+    own_rotation = layers.angles(own_position.reshape(-1), config, x.dtype)
 
-    def apart(x: Array) -> Array:
-        return x[:, size:].reshape(count, group, width, *x.shape[2:])
+    def apart(x: Array) -> tuple[Array, Array]:
+        """[P (S + G T), ...] -> [P, S, ...] and [P, G, T, ...]."""
+        x = x.reshape(count, -1, *x.shape[1:])
+        return x[:, :size], x[:, size:].reshape(count, group, width, *x.shape[2:])
 
-    def keys(layer: Mapping[str, Array], normed: Array) -> tuple:
-        both = layers.key_value(layer, normed, rotation, config)
-        return tuple(x[:, :size] for x in both), tuple(apart(x) for x in both)
-
-    def shared(query: Array, before_kv: tuple, own_kv: tuple) -> Array:
-        query = query.reshape(count, group, width, *query.shape[2:])
-        return attention.attend_group(query, before_kv, own_kv, seen, config).reshape(count, group * width, *query.shape[3:])
+    def keys(layer: Mapping[str, Array], normed: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        key, value = (apart(x) for x in layers.key_value(layer, normed, rotation, config))
+        return (key[0], value[0]), (key[1], value[1])
 
     def body(x: Array, layer: Mapping[str, Array]) -> Array:
         normed = layers.rms_norm(x, layer["attention_norm"], config)
         before_kv, own_kv = keys(layer, normed)
-        query = layers.query(layer, normed, rotation, config)
-        found = attention.attend_prefix(query[:, :size], *before_kv, seen, config)
-        found = jnp.concatenate([found, shared(query[:, size:], before_kv, own_kv)], axis=1)
-        return constrain(layers.close(layer, x, found, config), mesh, ("prompts", None, None))
+        before_query, own_query = apart(layers.query(layer, normed, rotation, config))
+        found = attention.attend_group(own_query, before_kv, own_kv, seen, config)
+        found = found.reshape(count, group * width, *found.shape[3:])
+        found = jnp.concatenate([attention.attend_prefix(before_query, *before_kv, seen, config), found], axis=1)
+        return constrain(layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config), mesh, ("prompts", None))
 
     def last(x: Array, layer: Mapping[str, Array]) -> Array:
         normed = layers.rms_norm(x, layer["attention_norm"], config)
         before_kv, own_kv = keys(layer, normed)
-        query = layers.query(layer, normed[:, size:], own_rotation, config)
-        return layers.close(layer, x[:, size:], shared(query, before_kv, own_kv), config)
+        x, normed = (apart(y)[1].reshape(-1, y.shape[1]) for y in (x, normed))
+        query = layers.query(layer, normed, own_rotation, config).reshape(*inputs.shape, config.heads, -1)
+        found = attention.attend_group(query, before_kv, own_kv, seen, config)
+        return layers.close(layer, x, found.reshape(-1, *found.shape[3:]), config)
 
     x = decoder.fold(body, x, params, config, last=last)
     return constrain(x.reshape(count, group, width, -1), mesh, ("prompts", None, None, None))
 
 
-def _score(params, config, x: Array, targets: Array, *, temperature, want, chunk: int) -> dict[str, Array]:
-    """`logp` and the per-token arrays of `want`, f32[P, G, T], from x [P, G, T, D]: `chunk` tokens at a time."""
-    count = targets.size
-    rows, flat = x.reshape(count, -1), targets.reshape(count)
+def _score(params: Params, config: ModelConfig, x: Array, targets: Array, *, temperature, want) -> dict[str, Array]:
+    """`logp` and the per-token arrays of `want`, f32[...], of targets i32[...] after x [..., D]."""
+    logits = layers.unembed(params, x, config)
+    logits = logits / jnp.asarray(temperature, logits.dtype)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+    stats = {"logp": jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - normaliser}
+    if {"entropy", "sum_pi_squared"} & set(want):
+        p = jnp.exp(logits - normaliser[..., None])
+        if "entropy" in want:
+            stats["entropy"] = normaliser - jnp.sum(p * logits, axis=-1)
+        if "sum_pi_squared" in want:
+            stats["sum_pi_squared"] = jnp.sum(p * p, axis=-1)
+    return stats
 
-    def score(rows: Array, flat: Array) -> dict[str, Array]:
-        logits = layers.unembed(params, rows, config) / temperature
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == flat[:, None]
-        stats = {"logp": jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - normaliser}
-        if {"entropy", "sum_pi_squared"} & set(want):
-            p = jnp.exp(logits - normaliser[:, None])
-            if "entropy" in want:
-                stats["entropy"] = normaliser - jnp.sum(p * logits, axis=-1)
-            if "sum_pi_squared" in want:
-                stats["sum_pi_squared"] = jnp.sum(p * p, axis=-1)
-        return stats
 
-    score = jax.checkpoint(score)
-    if count <= chunk:
-        return jax.tree.map(lambda y: y.reshape(targets.shape), score(rows, flat))
+def _chunked(score: Callable, x: Array, targets: Array, chunk: int, mesh) -> dict[str, Array]:
+    """`score` of x [P, G, T, D] and targets i32[P, G, T], on every shard `chunk` tokens at a time.
+
+    The backward pass computes the logits of a chunk again instead of keeping them.
+    """
+    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    count = targets.size // shards
     blocks = -(-count // chunk)
+    score = jax.checkpoint(score)
+    if blocks == 1:
+        stats = score(x.reshape(targets.size, -1), targets.reshape(-1))
+        return jax.tree.map(lambda y: y.reshape(targets.shape), stats)
     spare = blocks * chunk - count
-    rows = jnp.pad(rows, ((0, spare), (0, 0))).reshape(blocks, chunk, -1)
-    flat = jnp.pad(flat, (0, spare)).reshape(blocks, chunk)
-    stats = jax.lax.map(lambda block: score(*block), (rows, flat))
-    return jax.tree.map(lambda y: y.reshape(-1)[:count].reshape(targets.shape), stats)
+    rows = jnp.pad(x.reshape(shards, count, -1), ((0, 0), (0, spare), (0, 0))).reshape(shards, blocks, chunk, -1)
+    flat = jnp.pad(targets.reshape(shards, count), ((0, 0), (0, spare))).reshape(shards, blocks, chunk)
+    stats = jax.lax.map(lambda block: score(*block), (rows.swapaxes(0, 1), flat.swapaxes(0, 1)))
+    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(shards, -1)[:, :count].reshape(targets.shape), stats)
 
 
 def _mean_hidden(params: Params, config: ModelConfig, x: Array, read: Array) -> Array:
@@ -146,6 +155,6 @@ def _check(config: ModelConfig, rollouts: Rollouts, temperature, want: Sequence[
     if unknown:
         raise ValueError(f"want has {', '.join(unknown)}, which this model cannot tell; allowed are {', '.join(WANTS)}")
     if isinstance(temperature, int | float) and temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one: take 1.0 for greedy rows")
+        raise ValueError(f"temperature is {temperature}; allowed is more than 0: take 1.0 for greedy rows")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; allowed are positive numbers of tokens, or None")

@@ -1,8 +1,8 @@
-"""The parameter table: name -> shape, logical axes, initial deviation. All that is known of a parameter comes from here.
+"""The parameter table: name -> shape, logical axes, initial deviation. What is known of a parameter comes from here.
 
 Names look like ``layers/3/query`` and are the same for both layouts of the layers: those of the layout with one array a
-layer. A tree with stacked layers is given those names by `unstack`, and got back from them by `stack`; what is written to
-disk is always the unstacked tree.
+layer. `flat` gives a tree of either layout those names; what is written to disk is the tree of `unstack`, and `stack`
+brings it back to the other layout.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ def init(key: Array, config: ModelConfig) -> Params:
     All of them are cut from one draw, in the order of the tables: a draw for each takes seconds to compile. The draw is
     not sharded, so a model that no single device can hold is loaded, not drawn.
     """
-    flat_config = dataclasses.replace(config, stacked=False)
-    entries, structure = jax.tree.flatten(_tree(flat_config, lambda entry: entry), is_leaf=lambda x: isinstance(x, Entry))
+    tree = _tree(dataclasses.replace(config, stacked=False), lambda entry: entry)
+    entries, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, Entry))
     sizes = [0 if entry.std is None else math.prod(entry.shape) for entry in entries]
     noise = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
     dtype = jnp.dtype(config.param_dtype)

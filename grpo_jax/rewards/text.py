@@ -41,7 +41,7 @@ class Score:
     detail: str = ""
 
 
-TextReward = Callable[..., "float | Score"]
+TextReward = Callable[..., float | Score]
 TextRewards = Mapping[str, tuple[TextReward, float]]
 """Name -> (reward, weight)."""
 Scores = Mapping[str, tuple[Score, ...]]

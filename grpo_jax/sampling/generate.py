@@ -52,12 +52,13 @@ def generate(
 ) -> Rollouts:
     """Draws `group_size` completions of each prompt: row ``n = p * G + g`` is sample g of prompt p.
 
-    Token t of a row is drawn with the key ``fold_in(row key, t)`` where the row key is `key` folded with the draw number of
-    the prompt, the number of the sample and turn 0: it depends on nothing else, so a row comes out the same in another
-    batch. Decoding stops when all rows have; after its stop token a row holds 0 and its mask is False.
+    Token t of a row is drawn with the key ``fold_in(row key, t)``; the row key is `key` folded with the draw number
+    of the prompt, the number of the sample and turn 0: it depends on nothing else, so a row comes out the same in
+    another batch. Decoding stops when all rows have; after its stop token a row holds 0 and its mask is False.
 
     ``logp_full`` is over the full vocabulary at the temperature (at 1 when the temperature is 0); ``logp`` under the
-    truncated and renormalised distribution really sampled from, 0 at temperature 0. `version` is the train step of `params`.
+    truncated and renormalised distribution really sampled from, 0 at temperature 0. `version` is the train step of
+    `params`.
 
     Raises ValueError for a `group_size` below 1 and for sequences longer than the model's table of positions.
     """
@@ -97,17 +98,19 @@ def _prefill(weights: Mapping, config: ModelConfig, prompts: Prompts, mesh) -> t
     """Mask bool[P, S-1] and keys and values of the prompts, all but the last token of each."""
     tokens, seen = arrange.prefix(prompts)
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    x = constrain(layers.embed(weights, tokens, position), mesh, ("prompts", None, None))
-    rotation = layers.angles(position, config, x.dtype)
+    flat = position.reshape(-1)
+    x = constrain(layers.embed(weights, tokens.reshape(-1), flat), mesh, ("prompts", None))
+    rotation = layers.angles(flat, config, x.dtype)
     prefixes = []
     for i in range(config.layers):
         layer = weights["layers"][str(i)]
         normed = layers.rms_norm(x, layer["attention_norm"], config)
-        key, value = layers.key_value(layer, normed, rotation, config)
+        key, value = (_split(y, tokens.shape) for y in layers.key_value(layer, normed, rotation, config))
         prefixes.append(caches.prefix(key, value))
         if i + 1 < config.layers:
-            found = attention.attend_prefix(layers.query(layer, normed, rotation, config), key, value, seen, config)
-            x = layers.close(layer, x, found, config)
+            query = _split(layers.query(layer, normed, rotation, config), tokens.shape)
+            found = attention.attend_prefix(query, key, value, seen, config)
+            x = layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config)
     return seen, tuple(prefixes)
 
 
@@ -142,7 +145,7 @@ def _decode(fixed: _Fixed, config: ModelConfig, sampling: Sampling, state: _Loop
         logits, new = _read(fixed, config, state, mesh)
         u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.t)))(fixed.keys.reshape(-1))
         shape = state.token.shape
-        drawn = (x.reshape(shape) for x in draw(logits.reshape(-1, logits.shape[-1]), u, sampling))
+        drawn = (x.reshape(shape) for x in draw(logits, u, sampling))
         token, logp, logp_full = (jnp.where(state.done, jnp.zeros_like(x), x) for x in drawn)
         stopping = jnp.zeros(shape, bool)
         for stop in sampling.stop:
@@ -162,18 +165,20 @@ def _decode(fixed: _Fixed, config: ModelConfig, sampling: Sampling, state: _Loop
 
 
 def _read(fixed: _Fixed, config: ModelConfig, state: _Loop, mesh) -> tuple[Array, tuple[caches.Cache, ...]]:
-    """Logits f32[P, G, V] after the current token of every row, and the caches with it."""
-    position = jnp.broadcast_to(fixed.length[:, None] - 1 + state.t, state.token.shape)
-    x = constrain(layers.embed(fixed.params, state.token, position), mesh, ("prompts", None, None))
+    """Logits f32[P * G, V] after the current token of every row, and the caches with it."""
+    shape = state.token.shape
+    position = jnp.broadcast_to(fixed.length[:, None] - 1 + state.t, shape).reshape(-1)
+    x = constrain(layers.embed(fixed.params, state.token.reshape(-1), position), mesh, ("prompts", None))
     rotation = layers.angles(position, config, x.dtype)
     new = []
     for i in range(config.layers):
         layer = fixed.params["layers"][str(i)]
         normed = layers.rms_norm(x, layer["attention_norm"], config)
-        key, value = layers.key_value(layer, normed, rotation, config)
+        key, value = (_split(y, shape) for y in layers.key_value(layer, normed, rotation, config))
         new.append(_constrain(caches.write(state.caches[i], key, value, state.t), mesh))
-        query = layers.query(layer, normed, rotation, config)
-        x = layers.close(layer, x, caches.attend(query, fixed.prefixes[i], fixed.seen, new[i], state.t), config)
+        query = _split(layers.query(layer, normed, rotation, config), shape)
+        found = caches.attend(query, fixed.prefixes[i], fixed.seen, new[i], state.t)
+        x = layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config)
     return layers.unembed(fixed.params, x, config), tuple(new)
 
 
@@ -199,6 +204,11 @@ def draw(logits: Array, u: Array, sampling: Sampling) -> tuple[Array, Array, Arr
         token = jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), token)
     logp, logp_full = distribution.log_probs(logits, token, keep)
     return token, logp if greedy is None else jnp.where(greedy, jnp.zeros_like(logp), logp), logp_full
+
+
+def _split(x: Array, shape: tuple[int, ...]) -> Array:
+    """[A B, heads, C] -> [A, B, heads, C]."""
+    return x.reshape(*shape, *x.shape[1:])
 
 
 def _put(x: Array, column: Array, t: Array) -> Array:

@@ -79,9 +79,9 @@ def sample(logits: Array, u: Array, keep: Array | None = None) -> Array:
     target = u.astype(logits.dtype)[:, None] * reached[:, -1:]
     chosen = _first_past(sums, reached, target)
     # Weights of the chosen block are computed again from its logits: cheaper than keeping the weights of all of them.
-    column = chosen * block + jnp.arange(block, dtype=jnp.int32)[None, :]
-    inner = jnp.take_along_axis(logits, jnp.minimum(column, width - 1), axis=1)
-    weights = jnp.where(column < width, jnp.exp(inner - peak), 0)
+    # Columns past the end repeat the last token, come after it and, below, count as it.
+    column = jnp.minimum(chosen * block + jnp.arange(block, dtype=jnp.int32)[None, :], width - 1)
+    weights = jnp.exp(jnp.take_along_axis(logits, column, axis=1) - peak)
     before = jnp.take_along_axis(reached - sums, chosen, axis=1)
     within = _first_past(weights, jnp.cumsum(weights, axis=1), target - before)
     return jnp.minimum(chosen * block + within, width - 1)[:, 0]

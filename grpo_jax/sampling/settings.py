@@ -22,11 +22,11 @@ class Sampling(struct.PyTreeNode):
     def __post_init__(self) -> None:
         for name in ("max_tokens", "cache_chunk"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Sampling.{name} is {getattr(self, name)}; allowed are positive whole numbers of tokens")
+                raise ValueError(f"Sampling.{name} is {getattr(self, name)}; allowed are positive whole numbers")
         if not isinstance(self.stop, tuple) or any(not isinstance(token, int) or token < 0 for token in self.stop):
             raise ValueError(f"Sampling.stop is {self.stop!r}; allowed is a tuple of token ids, such as (2,) or ()")
         if isinstance(self.temperature, int | float) and self.temperature < 0:
-            raise ValueError(f"Sampling.temperature is {self.temperature}; allowed is 0 (the most likely token) or more")
+            raise ValueError(f"Sampling.temperature is {self.temperature}; allowed is 0 (most likely token) or more")
         if self.top_k < 0:
             raise ValueError(f"Sampling.top_k is {self.top_k}; allowed are 0 (no limit) and positive whole numbers")
         if not 0 < self.top_p <= 1:

@@ -15,27 +15,36 @@ from grpo_jax.types import Array, Batch
 
 
 def arrange(batch: Batch, group_size: int) -> Batch:
-    """`batch` with its rows as ``[P, G, ...]`` in prompt-major order; slots without a row carry mask and weights of zero.
+    """`batch` with its rows as ``[P, G, ...]`` in prompt-major order; places without a row count nowhere.
 
-    Rows may come in any order and groups may be ragged up to `group_size`; row levels of `group` and `experts` move from
-    the second axis to the first. `split` and `flatten` take it from here.
+    Rows may come in any order and groups may be ragged up to `group_size`; levels of `group` and layers of `experts` move
+    from the first axis to the third. `split` and `flatten` take it from here. Where a row of some weight finds no place
+    every weight becomes nan: an update that would lose a row is refused, not done.
     """
     prompts = batch.rollouts.prompts
     count = prompts.tokens.shape[0]
     seats = places(batch.rollouts.prompt, count, group_size)
     rows: Any = jax.tree.map(lambda x: x.at[seats.row].get(mode="clip"), _rows_first(batch))
-    taken = (seats.row < batch.mask.shape[0])[:, :, None]
-    weight = {name: jnp.where(taken, w, 0) for name, w in rows.weight.items()}
-    rollouts = rows.rollouts.replace(prompts=prompts, mask=rows.rollouts.mask & taken)
-    rows = rows.replace(weight=weight, mask=rows.mask & taken, rollouts=rollouts, coef=batch.coef)
-    return _poisoned(rows, seats.slot == count * group_size)
+    rows = _vacated(rows, seats.row < batch.mask.shape[0])
+    rows = rows.replace(rollouts=rows.rollouts.replace(prompts=prompts), coef=batch.coef)
+    homeless = seats.slot == count * group_size
+    lost = jnp.zeros((), bool)
+    for w in batch.weight.values():
+        lost |= jnp.any((w != 0) & homeless[:, None])
+    return rows.replace(weight={name: jnp.where(lost, jnp.nan, w) for name, w in rows.weight.items()})
 
 
-def _poisoned(rows: Batch, homeless: Array) -> Batch:
-    """`rows` with every weight nan if a row found no place: an update that would lose a row is refused, not done."""
-    lost = homeless.any()
-    weight = {name: jnp.where(lost, jnp.nan, w) for name, w in rows.weight.items()}
-    return rows.replace(weight=weight)
+def _vacated(rows: Batch, taken: Array) -> Batch:
+    """`rows` [P, G, ...] where the places that are not `taken` bool[P, G] hold a row that counts nowhere and has no token."""
+    tokens = taken[:, :, None]
+    rollouts = rows.rollouts.replace(mask=rows.rollouts.mask & tokens, length=jnp.where(taken, rows.rollouts.length, 0))
+    return rows.replace(
+        rollouts=rollouts,
+        mask=rows.mask & tokens,
+        weight={name: jnp.where(tokens, w, 0) for name, w in rows.weight.items()},
+        group=jnp.where(tokens if rows.group.ndim > taken.ndim else taken, rows.group, -1),
+        reward=rows.reward.replace(valid=rows.reward.valid & taken),
+    )
 
 
 def take(arranged: Batch, index: Array) -> Batch:
@@ -58,8 +67,8 @@ def split(arranged: Batch, pieces: int) -> Batch:
 
 
 def has_levels(batch: Batch) -> bool:
-    """Whether the labels of `batch` are i32[L, N], several levels a row."""
-    return batch.group.ndim == 2 and batch.group.shape[0] != batch.mask.shape[0]
+    """Whether the labels of `batch` are i32[L, N], several levels a row, and not i32[N, T]."""
+    return batch.group.ndim == 2 and batch.group.shape != batch.mask.shape
 
 
 def flatten(arranged: Batch, *, levels: bool) -> Batch:

@@ -79,7 +79,8 @@ def update(
         piece, logp = _accumulate(state.params, mini, settings, weight, levels, mesh)
         state, extra = _apply(state, piece, optimizer)
         gap = jnp.abs(mini.rollouts.logp_full - logp)
-        return state, ({**piece.sums, **extra, "loss": piece.loss}, gap, mini.rollouts.mask)
+        sampled = mini.rollouts.mask & mini.reward.valid[:, :, None]  # also rows that the grouping dropped
+        return state, ({**piece.sums, **extra, "loss": piece.loss}, gap, sampled)
 
     keys = jax.random.split(jax.random.fold_in(key, 1), order.shape[0])
     if order.shape[0] == 1:
@@ -98,7 +99,7 @@ def _order(settings: Gradient, prompts: int, key: Array) -> Array:
     rounds = settings.epochs * settings.minibatches
     if rounds == 1:
         return jnp.arange(prompts, dtype=jnp.int32)[None]
-    keys = jax.random.split(key, settings.epochs)
+    keys = jax.random.split(jax.random.fold_in(key, 0), settings.epochs)
     orders = [jax.random.permutation(keys[epoch], prompts) for epoch in range(settings.epochs)]
     return jnp.stack(orders).astype(jnp.int32).reshape(rounds, prompts // settings.minibatches)
 

@@ -12,8 +12,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Optimizer:
     """AdamW after clipping by the global norm, with a learning rate that warms up linearly and then decays.
 
-    After `warmup` updates the rate is `learning_rate`; it then falls to ``final * learning_rate`` at the last update of
-    the run, along a line or a half cosine. `clip_norm` 0 switches clipping off. Source: Loshchilov and Hutter,
+    After `warmup` updates the rate is `learning_rate`; it then falls along a line or a half cosine, which reaches
+    ``final * learning_rate`` when all updates of the run are done. `clip_norm` 0 switches clipping off. Source: Loshchilov and Hutter,
     arXiv:1711.05101.
     """
 
@@ -38,6 +38,11 @@ class Optimizer:
         for name in ("warmup", "final", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optimizer.{name}: got {getattr(self, name)}, allowed >= 0: set 0 to switch it off")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"optimizer.{name}: got {getattr(self, name)}, allowed 0 <= {name} < 1: set 0 for no average over updates"
+                )
 
 
 def learning_rate(settings: Optimizer, updates: int) -> optax.Schedule:

@@ -41,7 +41,7 @@ def draw(seed: int = 0, lengths: tuple = LENGTHS, prompt: tuple = PROMPT, width:
 
 
 def records(arrays: Mapping, prompts: int = 4) -> tuple[TokenStats, Collected]:
-    """The arrays as the records that groupings, advantages and terms read. A row of sample < 0 is marked for dropping."""
+    """The arrays as the records that groupings, advantages and terms read."""
     arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
     rows = arrays["mask"].shape[0]
     index = jnp.arange(prompts, dtype=jnp.int32)
@@ -58,9 +58,7 @@ def records(arrays: Mapping, prompts: int = 4) -> tuple[TokenStats, Collected]:
         version=jnp.zeros(rows, jnp.int32),
     )
     reward = Reward(outcome=arrays["reward"], valid=arrays["valid"])
-    collected = Collected(
-        rollouts=rollouts, reward=reward, logp_old=arrays["logp_old"], logp_ref=arrays["logp_ref"]
-    )
+    collected = Collected(rollouts=rollouts, reward=reward, logp_old=arrays["logp_old"], logp_ref=arrays["logp_ref"])
     return TokenStats(logp=arrays["logp"], entropy=arrays["entropy"]), collected
 
 

@@ -17,7 +17,10 @@ AGGREGATIONS = {
     "sequence_mean_token_mean, skip": partial(o.sequence_mean_token_mean, empty="skip"),
     "sequence_mean_token_sum, skip": partial(o.sequence_mean_token_sum, empty="skip"),
     "prompt_mean, skip": partial(o.prompt_mean, empty="skip"),
-    **{f"fixed_length, {rows}": partial(o.fixed_length, constant=7.0, rows=rows) for rows in ("all", "nonempty", "none")},
+    **{
+        f"fixed_length, {rows}": partial(o.fixed_length, constant=7.0, rows=rows)
+        for rows in ("all", "nonempty", "none")
+    },
 }
 VARIANTS = {
     **o.RECIPES,
@@ -25,14 +28,19 @@ VARIANTS = {
         f"aggregation {name}": o.Recipe((o.Part(f, o.ppo_clip),), group_standardized, by_prompt)
         for name, f in AGGREGATIONS.items()
     },
-    **{f"advantage {name}": o.Recipe((o.Part(o.token_mean, o.reinforce),), f, by_prompt) for name, f in ADVANTAGES.items()},
+    **{
+        f"advantage {name}": o.Recipe((o.Part(o.token_mean, o.reinforce),), f, by_prompt)
+        for name, f in ADVANTAGES.items()
+    },
     "two parts": o.Recipe(
         (o.Part(o.sequence_mean_token_mean, o.ppo_clip), o.Part(o.token_mean, partial(o.kl_penalty, estimator=o.k2))),
         group_standardized,
         by_prompt,
     ),
     "KL through old": o.Recipe(
-        (o.Part(o.token_mean, o.add(o.ppo_clip, partial(o.kl_penalty, weight=o.over_old))),), group_standardized, by_prompt
+        (o.Part(o.token_mean, o.add(o.ppo_clip, partial(o.kl_penalty, weight=o.over_old))),),
+        group_standardized,
+        by_prompt,
     ),
 }
 ROWS = 9
@@ -67,7 +75,7 @@ def base(laws):
     return evaluate(draw())
 
 
-def same(got, expected, rows=slice(None), columns=slice(None)):
+def same(got, expected, rows: slice | np.ndarray = slice(None), columns: slice = slice(None)):
     """Equal losses, and equal gradients at these rows and columns of `got`; the other ones are zero."""
     for name, (loss, gradient, _) in got.items():
         np.testing.assert_allclose(loss, expected[name][0], rtol=2e-5, atol=1e-6, err_msg=name)

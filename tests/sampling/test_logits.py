@@ -144,6 +144,12 @@ def test_sample_by_hand():
     assert np.asarray(sample(rows, u)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
+def test_a_step_belongs_to_the_token_after_it():
+    # Equal weights, exact sums: at u = k / 8 exactly k tokens have been passed.
+    tokens = sample(np.zeros((8, 8), np.float32), np.arange(8, dtype=np.float32) / 8)
+    assert np.asarray(tokens).tolist() == list(range(8))
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_sample_inverts_the_distribution_function(width):
     assert_inverse_cdf(some_logits(1, width, seed=width)[0])

@@ -1,0 +1,68 @@
+"""The end of a run: `summary.json`, the figure, and what happened in a table, in completions and in words."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+
+from grpo_jax import STARTED, report
+from grpo_jax.checkpoint import state_digest
+from grpo_jax.compiled import traces
+from grpo_jax.experiment import Experiment, Summary
+from grpo_jax.folder import RunFolder
+from grpo_jax.journal import read, write_json
+from grpo_jax.types import TrainState
+
+MEASURED = ("accuracy", "greedy", "format", "length", "entropy")
+
+
+def summarise(experiment: Experiment, folder: RunFolder, state: TrainState, meta: Mapping[str, Any]) -> Summary:
+    """Write and print what the run came to."""
+    folder.checkpoints.wait()
+    metrics = read(folder.path / "metrics.jsonl")
+    before, after = report.ends(metrics)
+    numbers = {
+        f"{name}_{when}": float(row.get(f"{name}/heldout", math.nan))
+        for when, row in (("before", before), ("after", after))
+        for name in MEASURED
+    }
+    summary = Summary(
+        name=experiment.name,
+        steps=experiment.train.steps,
+        warm_steps=int(meta.get("warm_steps", 0)),
+        seconds=time.monotonic() - STARTED,
+        cpu_seconds=time.process_time(),
+        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+        state_digest=state_digest({"params": state.params, "opt_state": state.opt_state, "step": state.step}),
+        estimates={"before": _heldout(before), "after": _heldout(after)},
+        traces=traces(),
+        **numbers,
+    )
+    write_json(folder.path / "summary.json", asdict(summary))
+    report.figure(folder.path / "figure.svg", metrics, title=experiment.name)
+    _print(folder, summary, metrics)
+    return summary
+
+
+def _heldout(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if "/heldout" in name}
+
+
+def _print(folder: RunFolder, summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """The end of a run for a person: a table, the same prompts before and after, and a paragraph."""
+    before, after = report.ends(metrics)
+    samples = [row for row in read(folder.path / "samples.jsonl") if row["set"] == "heldout"]
+    first, last = (
+        [row for row in samples if (row["phase"], row["step"]) == (end["phase"], end["step"])]
+        for end in (before, after)
+    )
+    shown = report.rendered(report.table(before, after), report.completions(first, last))
+    print(f"\n{shown}\n{report.describe_run(metrics)}\n")
+    print(
+        f"{summary.parameters:,} parameters, {summary.warm_steps} warm start and {summary.steps} GRPO steps,"
+        f" {summary.seconds:.0f} s, {summary.cpu_seconds:.0f} CPU s; curves in {folder.path / 'figure.svg'},"
+        f" numbers in {folder.path / 'summary.json'}"
+    )

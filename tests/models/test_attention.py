@@ -1,0 +1,63 @@
+"""Attention of completions that share a prompt is attention of each of them alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.models import ModelConfig, attention
+
+P, G, J, R, C = 2, 3, 2, 2, 4
+CONFIG = ModelConfig(vocab=2, width=2, layers=1, heads=J * R, kv_heads=J, head_width=C, hidden=2)
+SHAPES = {"short prefix": (4, 3), "long prefix": (9, 3), "long prefix, wide scores": (90, 40), "wide scores": (40, 40)}
+
+
+def arrays(size, width):
+    keys = jax.random.split(jax.random.key(0), 5)
+    query = jax.random.normal(keys[0], (P, G, width, J * R, C))
+    prefix = tuple(jax.random.normal(key, (P, size, J, C)) for key in keys[1:3])
+    own = tuple(jax.random.normal(key, (P, G, width, J, C)) for key in keys[3:])
+    return query, prefix, own
+
+
+def alone(query, prefix, own, seen):
+    """Every completion with its own copy of the prefix and the keys it may see written out, by jnp.einsum on heads."""
+    key, value = (
+        jnp.repeat(jnp.concatenate([jnp.repeat(a[:, None], G, axis=1), b], axis=2), R, axis=3)
+        for a, b in zip(prefix, own, strict=True)
+    )
+    width = query.shape[2]
+    before = jnp.broadcast_to(seen[:, None, None, None, :], (P, 1, 1, width, seen.shape[1]))
+    after = jnp.broadcast_to(jnp.tril(jnp.ones((width, width), bool)), (P, 1, 1, width, width))
+    scores = jnp.einsum("pgthc,pgshc->pghts", query, key)
+    scores = jnp.where(jnp.concatenate([before, after], axis=4), scores, -jnp.inf)
+    return jnp.einsum("pghts,pgshc->pgthc", jax.nn.softmax(scores, axis=-1), value)
+
+
+def test_sharing_a_prompt_changes_neither_value_nor_gradient():
+    """One compilation for short and long prefixes, small and large scores, and both backward passes."""
+
+    def both(name, backward):
+        size, width = SHAPES[name]
+        inputs = arrays(size, width)
+        seen = jnp.arange(size)[None] < jnp.array([size, size // 2])[:, None]
+        config = dataclasses.replace(CONFIG, backward=backward)
+
+        def value(inputs, shared):
+            found = attention.attend_group(*inputs, seen, config) if shared else alone(*inputs, seen)
+            return jnp.sum(jnp.sin(found)), found
+
+        return [jax.grad(value, has_aux=True)(inputs, shared) for shared in (True, False)]
+
+    found = jax.jit(lambda: {(name, b): both(name, b) for name in SHAPES for b in ("fast", "plain")})()
+    for name, (shared, repeated) in found.items():
+        jax.tree.map(
+            lambda a, b, name=name: np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(name)), shared, repeated
+        )
+
+
+def test_a_query_without_any_key_gives_a_number():
+    query, prefix, _ = arrays(3, 3)
+    found = attention.attend_prefix(query[:, 0], *prefix, jnp.zeros((P, 3), bool), CONFIG)
+    assert np.isfinite(np.asarray(found)).all()

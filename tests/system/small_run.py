@@ -1,0 +1,87 @@
+"""An experiment that takes seconds and in which every step changes the parameters: the reward is dense.
+
+`right` says whether the first token is one of seven, which a fresh policy does about every third time; `digits` counts
+the digits. Both are whole numbers, so the functions on tokens and those on text agree exactly.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax.numpy as jnp
+
+from grpo_jax.data import Chain
+from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
+from grpo_jax.models import ModelConfig
+from grpo_jax.objectives import grpo
+from grpo_jax.rewards.text import Record
+from grpo_jax.rewards.tokens import combine
+from grpo_jax.sampling import Sampling
+from grpo_jax.types import Array, Rollouts
+from grpo_jax.updates import Optimizer
+
+
+def right(rollouts: Rollouts) -> Array:
+    """f32[N], 1 where the first token is below 7."""
+    return (rollouts.tokens[:, 0] < 7).astype(jnp.float32)
+
+
+def digits(rollouts: Rollouts) -> Array:
+    """f32[N], tokens below 10."""
+    inside = jnp.arange(rollouts.tokens.shape[1])[None, :] < rollouts.length[:, None]
+    return (inside & (rollouts.tokens < 10)).sum(axis=1).astype(jnp.float32)
+
+
+def right_in_text(record: Record) -> float:
+    """The twin of `right`."""
+    return float(record.tokens[0] < 7)
+
+
+def digits_in_text(record: Record) -> float:
+    """The twin of `digits`."""
+    return float(sum(token < 10 for token in record.tokens))
+
+
+def always(record: Record) -> float:
+    """A twin of nothing: what `right` says of some rows and not of others."""
+    del record
+    return 1.0
+
+
+DATA = Chain(operands=3)
+PLAIN = Experiment(
+    name="small",
+    data=DATA,
+    model=ModelConfig(
+        vocab=DATA.tokenizer.vocab_size,
+        width=16,
+        layers=1,
+        heads=4,
+        kv_heads=4,
+        head_width=4,
+        hidden=32,
+        rope_theta=100.0,
+    ),
+    sampling=Sampling(max_tokens=DATA.completion_width, stop=(DATA.tokenizer.eos,)),
+    recipe=grpo(beta=0.0),
+    reward=partial(combine, rewards=(("accuracy", right, 1.0), ("digits", digits, 0.25))),
+    text_rewards={"accuracy": (right_in_text, 1.0), "digits": (digits_in_text, 0.25)},
+    train=Train(steps=6, prompts=8, group_size=4, epochs=1, minibatches=2),
+    optimizer=Optimizer(learning_rate=1e-2, warmup=2, schedule="linear"),
+    warm_start=WarmStart(
+        steps=4, limit=8, gate=0.0, check_every=2, rows=8, log_every=2, optimizer=Optimizer(learning_rate=3e-3, warmup=2)
+    ),
+    evaluation=Evaluation(every=2, prompts=8, full_prompts=16, samples=2, show=2),
+    saving=Saving(every=2, warm_every=2),
+)
+
+EXPERIMENT = PLAIN
+VARIANTS = {
+    "plain": PLAIN,
+    "penalty": dataclasses.replace(PLAIN, recipe=grpo(beta=0.04)),
+    "text": dataclasses.replace(PLAIN, reward=None),
+    "cold": dataclasses.replace(PLAIN, warm_start=None),
+    "mesh": dataclasses.replace(PLAIN, mesh={"data": 2, "fsdp": 4}),
+    "twins": dataclasses.replace(
+        PLAIN, text_rewards={"accuracy": (always, 1.0), "digits": (digits_in_text, 0.25)}, warm_start=None
+    ),
+}
