@@ -11,7 +11,7 @@ from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
 DATA = Jsonl(
-    str(Path(__file__).resolve().parent / "data" / "arithmetic.jsonl"), prompt_width=62, completion_width=28
+    str(Path(__file__).resolve().parent / "data" / "arithmetic.jsonl"), prompt_width=62, completion_width=22
 )
 
 EXPERIMENT = Experiment(

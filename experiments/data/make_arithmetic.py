@@ -2,7 +2,7 @@
 
     python experiments/data/make_arithmetic.py
 
-A question starts with a number of things and changes it once, twice or three times; no running total leaves 0 to 19.
+A question starts with a number of things and changes it once, twice or three times; no running total leaves 0 to 9.
 The solutions are of mixed quality, as found data is: a third of the lines has none, a third writes down every step, a
 third only the last one, which is right but has to be found in the head. Deterministic to the byte.
 """
@@ -18,7 +18,7 @@ GAINS, LOSSES = ("gets", "finds", "buys", "wins"), ("loses", "eats", "sells", "d
 CATEGORIES = {"one step": 300, "two steps": 1100, "three steps": 1600}
 """Lines of each category; the number of changes is the place in this dict."""
 QUALITIES = ("none", "every step", "last step")
-MOST = 19
+MOST = 9
 
 
 def choice(key: str, size: int) -> int:
