@@ -3,8 +3,8 @@
     python experiments/minimal.py
 
 Two digits from 0 to 4 are to be added: "3+4=" asks for "7;". There is no demonstration and no pretraining: all that is
-learned is learned from the reward. Measured on two cores of an x86 server: a mean reward of 0.005 in the first step and
-of 0.993 in step 80, after 19 seconds of processor time, compilation included.
+learned is learned from the reward. Measured on two cores of an x86 server with seeds 0, 1 and 2: mean reward below 0.01
+in the first step, 0.99, 1.00 and 0.99 in the fiftieth, after 24 to 30 seconds of processor time, compilation included.
 
 The algorithm is that of Shao et al. 2024 (arXiv:2402.03300). Sample a group of answers to every question; score them;
 take as advantage of an answer its distance from the mean score of its group, in standard deviations; and follow the
@@ -39,11 +39,11 @@ class Config(NamedTuple):
     rope_theta: float = 1000.0
     prompt: int = 4  # S, tokens of "3+4="
     answer: int = 3  # T, room for "7;" and for not stopping
-    group: int = 16  # G, answers to a question
+    group: int = 32  # G, answers to a question
     clip: float = 0.2
     beta: float = 0.0  # weight of the KL penalty
     updates: int = 4  # gradient steps on a batch
-    steps: int = 80
+    steps: int = 50
 
 
 def init(key, config):

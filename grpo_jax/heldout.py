@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from grpo_jax.compiled import compiled
 from grpo_jax.data import Task, records
 from grpo_jax.evaluate import summarize
+from grpo_jax.lifeline import DataError
 from grpo_jax.models import ModelConfig
-from grpo_jax.rewards.text import Record, TextRewards, compare_twins, find_answer, score
+from grpo_jax.rewards.text import DisagreementError, Record, TextRewards, compare_twins, find_answer, score
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import place_rows
 from grpo_jax.train import Stream, TokenReward, host, stream
@@ -87,7 +88,7 @@ def answer_rows(
 def answer(params: Params, prompts: Prompts, samples: int, judge: Judge, *, greedy: bool = False) -> Verdict:
     """Score `samples` completions of each of `prompts`, sampled as in training, or the greedy one.
 
-    Raises DisagreementError when the token reward and its text twin differ on any row.
+    Raises DataError when the token reward and its text twin differ on any row.
     """
     call = compiled(
         answer_rows,
@@ -107,7 +108,7 @@ def answer(params: Params, prompts: Prompts, samples: int, judge: Judge, *, gree
     texts = records(judge.task, rollouts)
     reward, _ = score(texts, judge.text_rewards)
     if token_reward is not None:
-        compare_twins(token_reward, reward, texts)
+        _check_twins(token_reward, reward, texts)
 
     def table(x: np.ndarray) -> np.ndarray:
         return x.reshape(samples, count).T
@@ -122,6 +123,13 @@ def answer(params: Params, prompts: Prompts, samples: int, judge: Judge, *, gree
         stopped=table(np.asarray(rollouts.stopped)),
         entropy=table(surprise),
     )
+
+
+def _check_twins(token: Reward, text: Reward, texts: Sequence[Record]) -> None:
+    try:
+        compare_twins(token, text, texts)
+    except DisagreementError as error:
+        raise DataError(f"The token reward and the text rewards disagree: {error}.") from error
 
 
 def measure(verdict: Verdict, name: str, *, greedy: bool) -> dict[str, float]:

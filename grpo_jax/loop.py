@@ -154,7 +154,7 @@ class Session:
                 self.folder.save(position, state, meta)
             if leaving:
                 self._leave(position)
-        return start(state.params, self.step.gradient), meta
+        return self.laid_out(start(state.params, self.step.gradient)), meta
 
     def demonstrations(self, rows: int, step: int) -> Demonstrations:
         """Those of warm start step `step`, counted from 0. They are drawn `BLOCK` steps at a time, which is cheaper."""

@@ -65,8 +65,10 @@ def _object(where: str, row: bytes) -> dict:
             f"{where}: byte 0x{row[error.start]:02x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
         ) from None
     except (ValueError, RecursionError) as error:
+        # The decoder counts lines inside this one, which would contradict `where`.
+        what = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise ValueError(
-            f"{where}: not valid JSON ({error}), got {_shortened(row)}; allowed is one JSON object a line; correct it"
+            f"{where}: not valid JSON ({what}), got {_shortened(row)}; allowed is one JSON object a line; correct it"
         ) from None
     if not isinstance(fields, dict):
         raise ValueError(

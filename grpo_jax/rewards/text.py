@@ -81,14 +81,14 @@ def accuracy(
     """
     if match not in MATCHES:
         raise ValueError(f"match: got {match!r}; allowed are {MATCHES}")
+    right = parse_number(record.answer) if match == "numeric" else None
+    if match == "numeric" and right is None:
+        raise ValueError(f"answer: {record.answer!r} is not a number; use match='exact' for this dataset")
     found = find_answer(record, opening=opening, closing=closing)
     if found is None or not found.strip():
         return Score(0.0, "unparsable", "no answer" if found is None else "empty answer")
-    if match == "exact":
-        return Score(float(found.strip() == record.answer.strip()))
-    right = parse_number(record.answer)
     if right is None:
-        raise ValueError(f"answer: {record.answer!r} is not a number; use match='exact' for this dataset")
+        return Score(float(found.strip() == record.answer.strip()))
     given = parse_number(found)
     if given is None:
         return Score(0.0, "unparsable", f"not a number: {found[:80]!r}")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data.make_arithmetic import lines as arithmetic_lines
 from grpo_jax.data import Jsonl, assert_disjoint
 from grpo_jax.rewards.text import Record, score
 
@@ -194,30 +193,6 @@ def test_a_task_is_its_settings(task: Jsonl):
         *("path", "prompt_width", "completion_width", "heldout_share", "heldout_path", "prompt", "completion")
     }
     assert task == Jsonl(task.path, prompt_width=24, completion_width=24)
-
-
-def test_the_arithmetic_file_is_what_its_script_writes_and_is_right(root: Path):
-    path = root / "experiments" / "data" / "arithmetic.jsonl"
-    assert path.read_bytes() == "".join(line + "\n" for line in arithmetic_lines()).encode()
-    task = Jsonl(str(path), prompt_width=64, completion_width=20, heldout_share=0.2)
-    signs = {"plus": 1, "minus": -1}
-    for line in task.lines:
-        solution = line.solution or ""
-        value = 0
-        for step in solution.split(";"):
-            left, _, value_text = step.partition("=")
-            sign = -1 if "-" in left else 1
-            a, b = (int(x) for x in left.replace("-", "+").split("+"))
-            value = a + sign * b
-            assert value == int(value_text)
-        assert line.answer == str(value)
-        if line.prompt.startswith("What is"):
-            words = line.prompt.removeprefix("What is ").removesuffix("?").split()
-            total = int(words[0]) + sum(signs[words[k]] * int(words[k + 1]) for k in range(1, len(words), 2))
-            assert total == value
-    assert {line.metadata["category"] for line in task.lines} == {"addition", "subtraction", "two steps"}
-    heldout = task.heldout(64)
-    assert_disjoint(task, heldout, seed=0, draws=1000)
 
 
 def test_sixty_four_prompts_cost_less_than_a_millisecond_of_processor_time(task: Jsonl):

@@ -33,7 +33,7 @@ GRADIENT = Gradient(
     group_size=CONFIG.group,
     updates=1,
 )
-RUN = minimal.Config(steps=25)
+RUN = minimal.Config(group=16, steps=25)
 QUESTIONS = minimal.QUESTIONS[:6]
 ROWS = len(QUESTIONS) * CONFIG.group
 

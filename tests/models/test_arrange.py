@@ -30,7 +30,7 @@ def test_a_row_without_a_place_comes_back_as_nan():
 def test_sizes_that_cannot_fit_are_refused():
     with pytest.raises(ValueError, match="give the largest number of rows of a prompt as group_size"):
         arrange(jnp.zeros(5, jnp.int32), 2)
-    with pytest.raises(ValueError, match="5 rows do not fit 2 prompts with group_size=2; .* at least 3"):
+    with pytest.raises(ValueError, match=r"5 rows do not fit 2 prompts with group_size=2; .* at least 3"):
         arrange(jnp.zeros(5, jnp.int32), 2, 2)
 
 

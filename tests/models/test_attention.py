@@ -16,9 +16,9 @@ SHAPES = {"short prefix": (4, 3), "long prefix": (9, 3), "long prefix, wide scor
 def arrays(size, width):
     keys = jax.random.split(jax.random.key(0), 5)
     query = jax.random.normal(keys[0], (P, G, width, J * R, C))
-    prefix = tuple(jax.random.normal(key, (P, size, J, C)) for key in keys[1:3])
-    own = tuple(jax.random.normal(key, (P, G, width, J, C)) for key in keys[3:])
-    return query, prefix, own
+    prefix = [jax.random.normal(key, (P, size, J, C)) for key in keys[1:3]]
+    own = [jax.random.normal(key, (P, G, width, J, C)) for key in keys[3:]]
+    return query, (prefix[0], prefix[1]), (own[0], own[1])
 
 
 def alone(query, prefix, own, seen):
@@ -45,7 +45,11 @@ def test_sharing_a_prompt_changes_neither_value_nor_gradient():
         config = dataclasses.replace(CONFIG, backward=backward)
 
         def value(inputs, shared):
-            found = attention.attend_group(*inputs, seen, config) if shared else alone(*inputs, seen)
+            query, prefix, own = inputs
+            if shared:
+                found = attention.attend_group(query, prefix, own, seen, config)
+            else:
+                found = alone(query, prefix, own, seen)
             return jnp.sum(jnp.sin(found)), found
 
         return [jax.grad(value, has_aux=True)(inputs, shared) for shared in (True, False)]
@@ -58,6 +62,6 @@ def test_sharing_a_prompt_changes_neither_value_nor_gradient():
 
 
 def test_a_query_without_any_key_gives_a_number():
-    query, prefix, _ = arrays(3, 3)
-    found = attention.attend_prefix(query[:, 0], *prefix, jnp.zeros((P, 3), bool), CONFIG)
+    query, (key, value), _ = arrays(3, 3)
+    found = attention.attend_prefix(query[:, 0], key, value, jnp.zeros((P, 3), bool), CONFIG)
     assert np.isfinite(np.asarray(found)).all()

@@ -105,7 +105,7 @@ def test_padding_on_either_side_changes_nothing():
 
 def test_more_tokens_than_learned_positions_are_refused():
     params, config = model()
-    with pytest.raises(ValueError, match="13 tokens is too long for ModelConfig.positions=12"):
+    with pytest.raises(ValueError, match=r"13 tokens is too long for ModelConfig.positions=12"):
         models.forward(params, config, jnp.zeros((1, 13), jnp.int32), jnp.ones((1, 13), bool))
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import models
+from grpo_jax import models, sharding
 from grpo_jax.models import ModelConfig
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.types import Prompts
@@ -119,7 +120,7 @@ def test_a_traced_temperature_samples_the_same_tokens(params, rollouts):
 
 
 def test_a_completion_belongs_to_its_seed_draw_and_sample_alone(params, rollouts):
-    """Alone, in another order beside a stranger, behind wider padding, with fewer samples, in caches of another size."""
+    """Alone, in another order, behind wider padding, with fewer samples, in caches of another size."""
     again = {
         "alone": (sampled(params, take(prompts_of(), [1])), [(1, 0)]),
         "another order": (sampled(params, take(prompts_of(), [2, 0])), [(2, 0), (0, 1)]),
@@ -164,8 +165,37 @@ def test_decoding_stops_when_every_row_has(params):
     np.testing.assert_array_equal(rollouts.tokens[:, 1:], 0)
 
 
+def loop_computations(text):
+    """The computations of a compiled program that run inside a while loop, from its text."""
+    parts = {m.group(1): m.group(0) for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?^}", text, re.M | re.S)}
+    inside, waiting = set(), re.findall(r"(?:body|condition)=%?([\w.\-]+)", text)
+    while waiting:
+        name = waiting.pop()
+        if name in parts and name not in inside:
+            inside.add(name)
+            waiting += re.findall(r"(?:body|condition|calls|to_apply)=%?([\w.\-]+)", parts[name])
+    return "\n".join(parts[name] for name in inside)
+
+
+def test_a_mesh_changes_no_token_and_no_weight_is_gathered_while_decoding(params):
+    """With parameters in parts over fsdp and tensor: gathered over fsdp before the loop, kept apart over tensor."""
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    prompts = take(prompts_of(), [0, 1, 2, 1])
+    expected = sampled(params, prompts)
+    placed = sharding.place(params, mesh, models.axes(BASE))
+    decode = jax.jit(lambda p, x: generate(p, BASE, x, SAMPLING, KEY, mesh, group_size=G, version=5))
+    compiled = decode.lower(placed, sharding.place_rows(prompts, mesh)).compile()
+    found = compiled(placed, sharding.place_rows(prompts, mesh))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+    stats = jax.jit(lambda p, r: models.logprobs(p, BASE, r, temperature=0.8, chunk=5, mesh=mesh))(placed, found)
+    np.testing.assert_allclose(stats.logp, expected.logp_full, atol=1e-5)
+    text = str(compiled.as_text())
+    assert "all-gather" in text  # the weights are gathered, once, before the loop
+    assert re.findall(r"= (\w+\[[\d,]*\])\S* all-gather", loop_computations(text)) == []
+
+
 def test_what_cannot_be_sampled_is_refused(params):
     with pytest.raises(ValueError, match="group_size is 0"):
         generate(params, BASE, prompts_of(), SAMPLING, KEY, group_size=0)
-    with pytest.raises(ValueError, match="21 tokens is too long for ModelConfig.positions=20"):
+    with pytest.raises(ValueError, match=r"21 tokens is too long for ModelConfig.positions=20"):
         generate(params, BASE, prompts_of(S + 10), SAMPLING, KEY, group_size=G)

@@ -68,7 +68,13 @@ PLAIN = Experiment(
     train=Train(steps=6, prompts=8, group_size=4, epochs=1, minibatches=2),
     optimizer=Optimizer(learning_rate=1e-2, warmup=2, schedule="linear"),
     warm_start=WarmStart(
-        steps=4, limit=8, gate=0.0, check_every=2, rows=8, log_every=2, optimizer=Optimizer(learning_rate=3e-3, warmup=2)
+        steps=4,
+        limit=8,
+        gate=0.0,
+        check_every=2,
+        rows=8,
+        log_every=2,
+        optimizer=Optimizer(learning_rate=3e-3, warmup=2),
     ),
     evaluation=Evaluation(every=2, prompts=8, full_prompts=16, samples=2, show=2),
     saving=Saving(every=2, warm_every=2),
