@@ -26,9 +26,9 @@ _COMPILED: dict[tuple, Callable[..., Any]] = {}
 def compiled(
     function: Callable[..., Any], *, mesh: Mesh | None = None, donate: tuple[str, ...] = (), **bound: object
 ) -> Callable[..., Any]:
-    """``jax.jit`` of `function` with the settings `bound` and `mesh`, one object for equal descriptions.
+    """``jax.jit`` of `function` with the settings `bound` and `mesh`, one object for equal descriptions and sources.
 
-    `donate` names arguments whose buffers the call may reuse.
+    `donate` names arguments whose buffers the call may reuse; they are passed by position.
     """
     name = function.__name__
     key = (f"{function.__module__}.{function.__qualname__}", describe(bound), source_digest(bound), mesh, donate)

@@ -248,4 +248,7 @@ def _flat(prefix: str, value: object) -> list[tuple[str, str]]:
         for entry in dataclasses.fields(value):
             rows += _flat(f"{prefix}.{entry.name}" if prefix else entry.name, getattr(value, entry.name))
         return rows
-    return [(prefix, objectives.describe(value))]
+    try:
+        return [(prefix, objectives.describe(value))]
+    except ValueError as error:
+        raise ValueError(f"{prefix}: {error}") from None

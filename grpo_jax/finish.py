@@ -25,7 +25,7 @@ def summarise(experiment: Experiment, folder: RunFolder, state: TrainState, meta
     metrics = read(folder.path / "metrics.jsonl")
     before, after = report.ends(metrics)
     numbers = {
-        f"{name}_{when}": float(row.get(f"{name}/heldout", math.nan))
+        f"{name}_{when}": _number(row.get(f"{name}/heldout"))
         for when, row in (("before", before), ("after", after))
         for name in MEASURED
     }
@@ -45,6 +45,11 @@ def summarise(experiment: Experiment, folder: RunFolder, state: TrainState, meta
     report.figure(folder.path / "figure.svg", metrics, title=experiment.name)
     _print(folder, summary, metrics)
     return summary
+
+
+def _number(value: float | None) -> float:
+    """A value of a journal, where what was not finite and what was not measured are both absent."""
+    return math.nan if value is None else float(value)
 
 
 def _heldout(row: Mapping[str, Any]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from grpo_jax.checkpoint import Checkpoints, abstract, state_digest
 from grpo_jax.compiled import compiled, traces
 from grpo_jax.experiment import Experiment, Train, step_settings, warm_settings
 from grpo_jax.heldout import Judge
-from grpo_jax.train import grpo_step, host, init_state, start, supervised_step
-from grpo_jax.types import Batch, Metrics, Params, Prompts, Rollouts, TrainState
+from grpo_jax.train import grpo_step, init_state, start, supervised_step
+from grpo_jax.types import Params, Rollouts, TrainState
 from tests.system.small_run import PLAIN, VARIANTS
 
 SEED = 3
@@ -338,16 +338,3 @@ def test_imitation_draws_its_demonstrations_by_number(tmp_path: Path, monkeypatc
     monkeypatch.setattr(loop, "BLOCK", 20)
     again = grpo_jax.run(dataclasses.replace(PLAIN, train=dataclasses.replace(PLAIN.train, steps=0)), tmp_path / "b")
     assert summary.state_digest == again.state_digest
-
-
-def test_the_records_of_a_step_are_on_the_host(plain: tuple[Path, grpo_jax.Summary]):
-    def learned(state: TrainState, prompts: Prompts) -> tuple[TrainState, Metrics, Batch]:
-        return compiled(grpo_step, donate=("state",), settings=step_settings(PLAIN))(
-            state, prompts, np.int32(SEED), reference=None
-        )
-
-    _, metrics, batch = learned(
-        start(restored_params(plain[0], PLAIN, "checkpoints"), step_settings(PLAIN).gradient),
-        PLAIN.data.draw(SEED, np.arange(8)),
-    )
-    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(host((metrics, batch))))

@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.models import layers
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.types import Array
 
@@ -64,7 +65,7 @@ def _joined(query: Array, prefix: list[Array], own: list[Array], seen: Array, co
 def _shared(query: Array, prefix: list[Array], own: list[Array], seen: Array, config: ModelConfig) -> Array:
     """Two scores, one softmax: ``[P J, G M, C] x [P J, S, C]`` for the prefix, ``[M, C] x [T, C]`` a completion."""
     prompts, heads, group, rows, size = query.shape
-    wide = _wide(query)
+    wide = layers.accumulator(query.dtype)
     flat = query.reshape(prompts, heads, group * rows, size)
     before = jnp.einsum("pjmc,pjsc->pjms", flat, prefix[0][:, :, 0], preferred_element_type=wide)
     before = jnp.where(seen[:, None, None], before, MASKED)
@@ -84,7 +85,7 @@ def _shared(query: Array, prefix: list[Array], own: list[Array], seen: Array, co
 
 def _attend(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, Array]:
     """``softmax(q k^T) v`` and the softmax; mask bool[P, M, S]."""
-    scores = jnp.einsum("pjgmc,pjgsc->pjgms", query, key, preferred_element_type=_wide(query))
+    scores = jnp.einsum("pjgmc,pjgsc->pjgms", query, key, preferred_element_type=layers.accumulator(query.dtype))
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(query.dtype)
     return jnp.einsum("pjgms,pjgsc->pjgmc", weights, value), weights
 
@@ -104,7 +105,7 @@ def _forward(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array
 def _backward(saved: tuple[Array, ...], d_found: Array) -> tuple[Array, Array, Array, None]:
     """With w the weights and o = w v: ``ds = w (do v^T - sum(do o))``, half the passes of the rule JAX derives."""
     query, key, value, weights, found = saved
-    wide = _wide(query)
+    wide = layers.accumulator(query.dtype)
     slope = jnp.einsum("pjgmc,pjgsc->pjgms", d_found, value, preferred_element_type=wide)
     along = jnp.sum(d_found.astype(wide) * found.astype(wide), axis=-1, keepdims=True)
     d_scores = (weights.astype(wide) * (slope - along)).astype(query.dtype)
@@ -150,7 +151,3 @@ def _by_position(found: Array, shape: tuple[int, ...]) -> Array:
     prompts, group, width, heads, size = shape
     found = found.reshape(prompts, found.shape[1], group, heads // found.shape[1], width, size)
     return found.transpose(0, 2, 4, 1, 3, 5).reshape(shape)
-
-
-def _wide(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)

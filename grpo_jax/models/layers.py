@@ -59,7 +59,7 @@ def linear(x: Array, weight: Array, config: ModelConfig, *, contract: int = 1) -
 
 def rms_norm(x: Array, scale: Array, config: ModelConfig) -> Array:
     """``x / sqrt(mean(x^2) + eps) * scale`` over the last dimension, in at least float32 (arXiv:1910.07467)."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(accumulator(x.dtype))
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
     return (wide * inverse).astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
 
@@ -115,7 +115,12 @@ def unembed(params: Mapping, x: Array, config: ModelConfig) -> Array:
     """Logits [..., V] of the output x [..., D] of the last layer, summed in at least float32."""
     weight = params["head"] if "head" in params else params["embed"].T
     normed = rms_norm(x, params["norm"], config)
-    return jnp.matmul(normed, weight, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.matmul(normed, weight, preferred_element_type=accumulator(x.dtype))
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype in which numbers of `dtype` are added up: float32, or float64 for itself."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def cast(tree, config: ModelConfig):

@@ -143,7 +143,7 @@ def _chunked(score: Callable, x: Array, targets: Array, chunk: int, mesh) -> dic
 def _mean_hidden(params: Params, config: ModelConfig, x: Array, read: Array) -> Array:
     """f32[P, G, D], mean of the normed x [P, G, T, D] where read bool[P, G, T]; 0 for an empty row."""
     normed = layers.rms_norm(x, params["norm"], config)
-    normed = normed.astype(jnp.promote_types(x.dtype, jnp.float32))
+    normed = normed.astype(layers.accumulator(x.dtype))
     total = jnp.sum(jnp.where(read[..., None], normed, 0), axis=2)
     return total / jnp.maximum(jnp.sum(read, axis=2, dtype=total.dtype), 1)[..., None]
 

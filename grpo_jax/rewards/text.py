@@ -4,17 +4,23 @@ A text reward is ``reward(record, **settings) -> float | Score``. A wrong comple
 its work (it raised, ran out of time, gave something that is no finite number) is an *error*, its row is not valid and
 counts nowhere. `accuracy` and `r1_format` are the twins of the functions in `grpo_jax.rewards.tokens`, written from the
 definition at the head of that module on strings alone; `compare_twins` stops at the first row on which the two differ.
+
+Importing this module does not import JAX: worker processes (`grpo_jax.rewards.pool`) start in a moment, with little
+memory and without an accelerator.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grpo_jax.rewards.numbers import parse_number
-from grpo_jax.types import Reward
+
+if TYPE_CHECKING:
+    from grpo_jax.types import Reward
 
 STATUSES = ("ok", "timeout", "error", "unparsable")
 MATCHES = ("exact", "numeric")
@@ -107,20 +113,25 @@ def r1_format(record: Record, *, eos: str = "<eos>") -> float:
     return float(bool(answer.strip()) and not any(tag in thought or tag in answer for tag in tags))
 
 
-def score(records: Sequence[Record], rewards: TextRewards) -> tuple[Reward, Scores]:
+def score(records: Sequence[Record], rewards: TextRewards) -> tuple["Reward", Scores]:
     """Apply every reward to every record: a `Reward` of numpy arrays, and the scores with their statuses.
 
     A row is valid where no reward of it has status "error" or "timeout". The value of a failed reward is stored as 0,
     which nothing reads: the row is not valid.
     """
-    scores = {name: tuple(_safely(reward, record) for record in records) for name, (reward, _) in rewards.items()}
+    scores = {name: tuple(judge(reward, record) for record in records) for name, (reward, _) in rewards.items()}
+    return weigh(scores, rewards, len(records)), scores
+
+
+def weigh(scores: Scores, rewards: TextRewards, rows: int) -> "Reward":
+    """The `Reward` that the `scores` of so many `rows` make: components by name, their weighted sum, which rows count."""
     components: dict[str, Any] = {name: np.array([s.value for s in row], np.float32) for name, row in scores.items()}
-    outcome: Any = np.zeros(len(records), np.float32)
-    valid: Any = np.ones(len(records), bool)
+    outcome: Any = np.zeros(rows, np.float32)
+    valid: Any = np.ones(rows, bool)
     for name, (_, weight) in rewards.items():
         outcome = outcome + np.float32(weight) * components[name]
         valid &= np.array([s.status in ("ok", "unparsable") for s in scores[name]], bool)
-    return Reward(outcome=outcome, valid=valid, components=components), scores
+    return import_module("grpo_jax.types").Reward(outcome=outcome, valid=valid, components=components)
 
 
 def status_counts(scores: Scores) -> dict[str, int]:
@@ -129,7 +140,7 @@ def status_counts(scores: Scores) -> dict[str, int]:
     return {status: found.count(status) for status in STATUSES}
 
 
-def compare_twins(token: Reward, text: Reward, records: Sequence[Record]) -> None:
+def compare_twins(token: "Reward", text: "Reward", records: Sequence[Record]) -> None:
     """Raise a DisagreementError unless both rewards, of the same rows, agree on every component, outcome and row.
 
     Components must be equal, outcomes equal up to float32 rounding of the weighted sum. The message holds the
@@ -156,7 +167,8 @@ def compare_twins(token: Reward, text: Reward, records: Sequence[Record]) -> Non
             )
 
 
-def _safely(reward: TextReward, record: Record) -> Score:
+def judge(reward: TextReward, record: Record) -> Score:
+    """The score of one record; whatever a reward raises or returns instead of a number is a score with "error"."""
     try:
         got = reward(record)
         given = got if isinstance(got, Score) else Score(got)

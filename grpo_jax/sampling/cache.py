@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from grpo_jax.models import attention
+from grpo_jax.models import attention, layers
 from grpo_jax.types import Array
 
 
@@ -61,7 +61,7 @@ def attend(query: Array, prefix: Prefix, seen: Array, cache: Cache, t: Array) ->
     """
     prompts, group, heads, size = query.shape
     kv_heads = prefix.key.shape[1]
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = layers.accumulator(query.dtype)
     rows = query.reshape(prompts, group, kv_heads, heads // kv_heads, size).transpose(0, 2, 1, 3, 4)  # [P, J, G, R, C]
     flat = rows.reshape(prompts, kv_heads, -1, size)
 

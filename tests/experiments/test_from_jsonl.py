@@ -75,12 +75,17 @@ def samples(folder: Path) -> list[dict]:
     return [row for row in read(folder / "samples.jsonl") if row["set"] == "train"]
 
 
+def said(row: dict) -> str:
+    """The answer of a completion, without the white space around it; empty where there is none to be read."""
+    _, opened, rest = row["completion"].rpartition("<answer>")
+    answer, closed, _ = rest.partition("</answer>")
+    return answer.strip() if opened and (closed or row["stopped"]) else ""
+
+
 def marks(row: dict) -> tuple[float, float]:
     """Accuracy and format of a completion, from its text, whether it ended, and the line of the file it answers."""
     right = {f"{line['prompt']}\n<think>": line["answer"] for line in QUESTIONS}[row["prompt"]]
-    _, opened, said = row["completion"].rpartition("<answer>")
-    said, closed, _ = said.partition("</answer>")
-    accuracy = bool(opened) and (bool(closed) or row["stopped"]) and said.strip() == right
+    accuracy = said(row) == right
     no_tag = r"(?:(?!</?think>|</?answer>|<eos>).)*"
     shape = re.fullmatch(f"{no_tag}</think><answer>({no_tag})</answer>", row["completion"], re.DOTALL)
     return float(accuracy), float(bool(shape and shape[1].strip() and row["stopped"]))
@@ -95,6 +100,13 @@ def test_every_reward_of_the_run_is_the_one_that_its_text_deserves(samples: list
         np.testing.assert_allclose(row["reward"], accuracy + FORMAT_WEIGHT * shape)
         kinds.add((accuracy, shape))
     assert {(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)} <= kinds  # else the comparison above has shown little
+
+
+def test_a_completion_without_an_answer_is_unparsable_and_counts(samples: list[dict]):
+    for row in samples:
+        assert row["valid"]
+        assert row["statuses"] == {"accuracy": "ok" if said(row) else "unparsable", "format": "ok"}, row
+    assert 0 < sum(not said(row) for row in samples) < len(samples)
 
 
 def test_the_metrics_of_a_step_are_the_means_of_its_samples(folder: Path, samples: list[dict]):

@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax import models, objectives, train
+from grpo_jax.sampling import Sampling
 from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, TrainState
 from grpo_jax.updates import Gradient, Optimizer
@@ -106,6 +108,39 @@ def updates(
 def program(**changes: Any) -> Callable[..., Results]:
     """`updates` with `changes`, jitted."""
     return jax.jit(partial(updates, **changes), compiler_options=QUICK)
+
+
+STOP = 1
+ASKED = Prompts(
+    tokens=np.random.default_rng(3).integers(0, V, (P, S)).astype(np.int32),
+    length=(1 + np.arange(P) % S).astype(np.int32),
+    draw=np.arange(P, dtype=np.int32),
+    row=np.arange(P, dtype=np.int32),
+)
+
+
+def even_tokens(rollouts: Rollouts) -> Reward:
+    """The share of even tokens; completions of a single token cannot be scored."""
+    even = (rollouts.mask & (rollouts.tokens % 2 == 0)).sum(axis=1, dtype=jnp.float32)
+    return Reward(outcome=even / rollouts.length.astype(jnp.float32), valid=rollouts.length > 1)
+
+
+STEP = train.Step(
+    gradient=settings(objectives.grpo(beta=0.1), temperature=0.8, epochs=2, minibatches=2, updates=12),
+    sampling=Sampling(max_tokens=T, stop=(STOP,), temperature=0.8, cache_chunk=3),
+    reward=even_tokens,
+)
+
+
+def begin() -> TrainState:
+    """A state with buffers of its own, which a step may use up."""
+    return train.start(policy(), STEP.gradient)
+
+
+def step_program(mesh: Mesh | None = None) -> Callable[..., tuple[TrainState, Metrics, Batch]]:
+    """The whole step of `STEP`, jitted: ``(state, prompts, seed, reference=)``."""
+    step = partial(train.grpo_step, settings=STEP, mesh=mesh)
+    return jax.jit(step, donate_argnums=0, compiler_options=QUICK)
 
 
 def laid_out(state: TrainState, mesh: Mesh) -> TrainState:

@@ -1,0 +1,102 @@
+"""One program for one description, and every trace is counted."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh
+
+from grpo_jax import compiled as module
+from grpo_jax.compiled import compiled, forget, traces
+from grpo_jax.sharding import make_mesh
+from grpo_jax.types import Array
+
+
+def power(x: Array, *, exponent: int = 2) -> Array:
+    return x**exponent
+
+
+def grown(state: Array, by: Array, *, settings, mesh: Mesh | None = None) -> tuple[Array, Array]:
+    del mesh
+    return state + settings(by), by
+
+
+def once(by: Array, *, mesh: Mesh | None = None) -> Array:
+    del mesh
+    return by
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before(monkeypatch):
+    monkeypatch.setattr(module, "_COMPILED", {})
+    monkeypatch.setattr(module, "TRACES", type(module.TRACES)())
+
+
+def test_equal_descriptions_share_one_object():
+    first = compiled(grown, settings=partial(power, exponent=3))
+    assert compiled(grown, settings=partial(power, exponent=3)) is first
+    assert compiled(grown, settings=partial(partial(power, exponent=7), exponent=3)) is first
+    assert compiled(once) is compiled(once)
+
+
+def test_a_default_that_is_bound_changes_nothing():
+    assert compiled(grown, settings=power) is compiled(grown, settings=partial(power, exponent=2))
+
+
+def test_other_settings_meshes_donations_and_functions_have_their_own():
+    mesh = make_mesh({"data": 8})
+    usual = compiled(grown, settings=power)
+    others = [
+        compiled(grown, settings=partial(power, exponent=3)),
+        compiled(grown, settings=power, mesh=mesh),
+        compiled(grown, settings=power, donate=("state",)),
+        compiled(once),
+    ]
+    assert len({id(program) for program in [usual, *others]}) == 5
+    assert compiled(grown, settings=power, mesh=make_mesh({"data": 8})) is others[1]
+
+
+def test_data_shares_a_trace_and_shapes_do_not():
+    program = compiled(grown, settings=power)
+    for seed in range(3):
+        total, _ = program(jnp.float32(1), jnp.float32(seed))
+        assert float(total) == 1 + seed**2
+    assert traces() == {"grown": 1}
+    program(jnp.ones(3), jnp.ones(3))
+    assert traces() == {"grown": 2}
+
+
+def test_traces_are_told_as_a_copy():
+    compiled(once)(jnp.float32(1))
+    traces()["once"] = 9
+    assert traces() == {"once": 1}
+
+
+def test_forgotten_programs_are_made_anew():
+    program = compiled(once)
+    program(jnp.float32(1))
+    forget()
+    assert traces() == {}
+    assert compiled(once) is not program
+
+
+def test_donated_arguments_are_used_up_and_others_are_not():
+    program = compiled(grown, settings=power, donate=("state",))
+    state, by = jnp.ones(3), jnp.ones(3)
+    program(state, by)
+    assert state.is_deleted() and not by.is_deleted()
+
+
+def test_settings_that_cannot_be_described_are_refused():
+    with pytest.raises(ValueError, match=r"lambda.*partial"):
+        compiled(grown, settings=lambda x: x)
+
+
+def test_a_function_edited_under_its_name_is_another_program():
+    first = compiled(grown, settings=power)
+    other: dict[str, object] = {"Array": jax.Array, "__name__": __name__}
+    exec("def power(x, *, exponent=2):\n    return -(x**exponent)\n", other)
+    edited = other["power"]
+    assert callable(edited)
+    assert compiled(grown, settings=edited) is not first

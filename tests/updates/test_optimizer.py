@@ -1,0 +1,95 @@
+"""The rate over a run and the first steps of the optimiser, by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.updates import Optimizer, build, learning_rate
+
+
+def rates(settings: Optimizer, updates: int, at: list[int]) -> list[float]:
+    schedule = learning_rate(settings, updates)
+    return [float(schedule(count)) for count in at]
+
+
+def test_a_constant_rate_is_constant():
+    assert rates(Optimizer(learning_rate=0.5), 10, [0, 5, 9]) == [0.5, 0.5, 0.5]
+
+
+def test_the_rate_rises_to_its_peak_in_the_warm_up():
+    settings = Optimizer(learning_rate=1.0, warmup=3)
+    assert rates(settings, 10, [0, 1, 2, 3, 9]) == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1.0, 1.0])  # the first is not 0
+
+
+def test_a_line_falls_to_its_end_when_all_updates_are_done():
+    settings = Optimizer(learning_rate=1.0, warmup=2, schedule="linear", final=0.2)
+    # after the warm-up 8 updates are left, each 0.8 / 8 lower than the one before
+    assert rates(settings, 10, [2, 3, 6, 10, 12]) == pytest.approx([1.0, 0.9, 0.6, 0.2, 0.2])
+
+
+def test_a_half_cosine_falls_to_its_end_when_all_updates_are_done():
+    settings = Optimizer(learning_rate=1.0, schedule="cosine", final=0.2)
+    half = 0.2 + 0.8 * (1 + np.cos(np.pi / 4)) / 2
+    assert rates(settings, 8, [0, 2, 4, 8]) == pytest.approx([1.0, half, 0.6, 0.2])
+
+
+def test_a_warm_up_longer_than_the_run_does_not_fail():
+    assert rates(Optimizer(learning_rate=1.0, warmup=9, schedule="linear"), 5, [0, 4]) == pytest.approx([0.1, 0.5])
+
+
+def first_step(settings: Optimizer, gradient: list[float], params: list[float]) -> np.ndarray:
+    optimizer, start = build(settings, 10), {"w": jnp.asarray(params)}
+    step, _ = optimizer.update({"w": jnp.asarray(gradient)}, optimizer.init(start), start)
+    return np.asarray(step["w"])
+
+
+def test_the_first_step_of_adam_by_hand():
+    settings = Optimizer(learning_rate=0.1, eps=1.0, clip_norm=0.0)
+    # corrected means are g and g^2: step = -0.1 g / (|g| + 1)
+    expected = [-0.1 * 3 / 4, 0.1 * 1 / 2, 0.0]
+    np.testing.assert_allclose(first_step(settings, [3.0, -1.0, 0.0], [9.0, 9.0, 9.0]), expected, rtol=1e-6)
+
+
+def test_the_second_step_of_adam_by_hand():
+    settings = Optimizer(learning_rate=1.0, b1=0.5, b2=0.75, eps=1.0, clip_norm=0.0)
+    optimizer, params = build(settings, 10), {"w": jnp.asarray([0.0])}
+    state = optimizer.init(params)
+    for gradient in (2.0, -1.0):
+        step, state = optimizer.update({"w": jnp.asarray([gradient])}, state, params)
+    # m = (0.5 * 1 - 0.5) / (1 - 0.25) = 0;  with 0.5 * (0.5 * 2) = 0.5 the two halves cancel
+    np.testing.assert_allclose(np.asarray(step["w"]), [0.0], atol=1e-7)
+    _, inner = state
+    # v = 0.75 * (0.25 * 4) + 0.25 * 1 = 1
+    np.testing.assert_allclose(inner[0].nu["w"], [1.0], rtol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_norm_together():
+    settings = Optimizer(learning_rate=1.0, eps=1.0, clip_norm=1.0)
+    # |(3, 4)| = 5, so the clipped gradient is (0.6, 0.8)
+    np.testing.assert_allclose(first_step(settings, [3.0, 4.0], [0.0, 0.0]), [-0.6 / 1.6, -0.8 / 1.8], rtol=1e-6)
+    # a shorter one stays as it is
+    np.testing.assert_allclose(first_step(settings, [0.3, 0.4], [0.0, 0.0]), [-0.3 / 1.3, -0.4 / 1.4], rtol=1e-6)
+
+
+def test_weight_decay_is_apart_from_the_gradient():
+    settings = Optimizer(learning_rate=0.5, weight_decay=0.1, clip_norm=0.0)
+    np.testing.assert_allclose(first_step(settings, [0.0, 0.0], [2.0, -4.0]), [-0.5 * 0.1 * 2, 0.5 * 0.1 * 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schedule": "step"}, "got 'step', allowed constant, linear, cosine"),
+        ({"learning_rate": 0.0}, "learning_rate: got 0.0, allowed > 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: got nan"),
+        ({"eps": 0.0}, "eps: got 0.0"),
+        ({"warmup": -1}, "warmup: got -1, allowed >= 0"),
+        ({"clip_norm": -0.5}, "clip_norm: got -0.5"),
+        ({"weight_decay": float("nan")}, "weight_decay: got nan"),
+        ({"b1": 1.0}, "b1: got 1.0, allowed 0 <= b1 < 1"),
+        ({"b2": -0.1}, "b2: got -0.1"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        Optimizer(**change)
