@@ -49,7 +49,7 @@ format: $(DEV) ## put the code into the format that lint asks for
 
 .PHONY: bench
 bench: $(CORE) ## every script of benchmarks/; a result is a JSON file with commit and device
-	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) "$$script" $(ARGS) || exit; done
+	@for script in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do echo "== $$script"; $(RUN) "$$script" $(ARGS) || exit; done
 
 .PHONY: clean
 clean: ## remove the environment and the caches

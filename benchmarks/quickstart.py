@@ -1,9 +1,9 @@
-"""Claim: the quickstart reaches 98 % sampled accuracy within 2 minutes and 150 CPU seconds on 2 cores, from a cold start.
+"""Claim: the quickstart reaches 98 % sampled accuracy in 2 minutes and 150 CPU seconds, on 2 cores from a cold start.
 
     python benchmarks/quickstart.py [--seeds 3]
 
-Every run is a process of its own with an empty compilation cache; the last one repeats the first seed with the cache that
-it left, and the control spends the CPU seconds of the whole run on supervised learning alone.
+Every run is a process of its own with an empty compilation cache; one more repeats the first seed with the cache that
+it left, and the control spends the CPU seconds of a whole run on supervised learning alone.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import write
+from _record import write
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.py"
 KEPT = (
@@ -53,12 +53,13 @@ def main() -> None:
         ]
         warm = measure(root / "warm", root / "cache0", "--set", "seed=0")
         control = measure(root / "control", root / "cache_control", "--variant", "supervised_only")
+    numbers = [name for name in runs[0] if name != "state_digest"]
     write(
         "quickstart",
         {
             "command": "python benchmarks/quickstart.py",
             "seeds": runs,
-            "median": {name: statistics.median(run[name] for run in runs) for name in runs[0] if name != "state_digest"},
+            "median": {name: statistics.median(run[name] for run in runs) for name in numbers},
             "worst_accuracy": min(run["accuracy_after"] for run in runs),
             "warm_cache": warm,
             "same_digest_again": warm["state_digest"] == runs[0]["state_digest"],

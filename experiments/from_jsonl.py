@@ -4,23 +4,34 @@ r"""GRPO on questions and answers in a file: plain-English arithmetic, read and 
 
 or ``python experiments/from_jsonl.py --set data.path=FILE``, from any folder; without the setting, FILE is
 `experiments/data/arithmetic.jsonl`, 3,000 lines which `experiments/data/make_arithmetic.py` wrote. A line is
-``{"prompt": "Ann has 6 nuts, buys 3 and eats 4. How many now?", "answer": "5", "solution": "6+3=9 9-4=5"}``; "solution"
-may be missing and other keys are kept as metadata. A tenth of the questions, chosen by a hash, is held out.
+``{"prompt": "Ann has 6 nuts, buys 3 and eats 4. How many now?", "answer": "5", "solution": "6+3=9 9-4=5"}``;
+"solution" may be missing, and other keys are kept as metadata. A tenth of the questions, chosen by a hash, is held out.
 
-What happens: a decoder of 0.19 million parameters first imitates the lines that have a solution, until it answers some
-held-out questions. Those solutions are of mixed quality, and not by accident: of the lines of this file a third has
-none, a third shows every step and a third only the last one, whose numbers must be found in the head. GRPO then sees
-all lines, and of them only question and answer. The reward is a Python function of the decoded completion: 1 for the
-right answer and 0.2 for the format. It has to find out that it pays to write down every step, and to make fewer slips.
+What happens: a decoder of 0.19 million parameters first imitates the lines that have a solution. These are of mixed
+quality, on purpose: of the lines of the file a third has no solution, a third shows every step and a third only the
+last one, whose first number has to be found in the head. GRPO then draws from all training lines and sees of them only
+question and answer. The reward is a Python function of the decoded completion: 1 for the right answer, 0.2 for the
+format. The policy finds out that it pays to write down every step, and makes fewer slips in each.
 
-@RESULT@
+Accuracy on all 296 held-out questions, 4 samples each at temperature 1, with 95 % intervals; CPU seconds of the whole
+process on one core of an AMD EPYC server (with ``--set seed=SEED``; two to three minutes each beside other work):
 
-For a file of your own, set what its lines need: an error names file and line and the width to ask for (`data.prompt_width`
-and `data.completion_width` in bytes, with `sampling.max_tokens` and `model.positions`, their sum), and
-`--set text_rewards.accuracy.0.match=numeric` lets ``0.50`` stand for ``1/2``. Where no line has a solution there is
-nothing to imitate: the run says so and stops, and ``--set warm_start=None`` starts GRPO at once. Do that with a policy that
-can already earn something; this one, made from nothing, would only write noise, and from rewards that are all 0 nothing
-is learned.
+    seed   after the warm start      after 100 GRPO steps      greedy            CPU s
+    0      47.0 % (43.1 to 51.0)     93.7 % (91.6 to 95.5)     69.9 to 98.0 %    94
+    1      48.3 % (44.1 to 52.6)     95.9 % (94.3 to 97.3)     62.2 to 99.0 %    94
+    2      40.2 % (36.1 to 44.3)     88.7 % (86.1 to 91.1)     53.4 to 97.0 %    98
+    3      45.4 % (41.6 to 49.6)     86.9 % (84.0 to 89.8)     60.5 to 90.9 %    92
+
+More imitation instead does not get there: 3,400 supervised steps (seed 0, 97 CPU s, ``--set warm_start.gate=1 --set
+warm_start.limit=3400 --set warm_start.check_every=800``, which ends with exit code 3 because nothing passes that gate)
+come to 62.5 % (56.4 to 68.2, on the first 256 questions, one sample each) and 64.8 % greedy.
+
+For a file of your own set the widths that its lines need: `data.prompt_width` and `data.completion_width` in bytes, and
+with them `sampling.max_tokens` and `model.positions`; an error says which line and how much. With
+``--set text_rewards.accuracy.0.match=numeric`` an answer of 0.50 is as good as 1/2. If no line has a solution there is
+nothing to imitate: the run says so and stops. ``--set warm_start=None`` starts GRPO at once, which makes sense for a
+policy that already earns something now and then; this one, fresh from its initial values, writes noise, and rewards
+that are all 0 teach nothing.
 """
 
 from pathlib import Path
@@ -33,9 +44,7 @@ from grpo_jax.objectives import grpo
 from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
-DATA = Jsonl(
-    str(Path(__file__).resolve().parent / "data" / "arithmetic.jsonl"), prompt_width=62, completion_width=22
-)
+DATA = Jsonl(str(Path(__file__).resolve().parent / "data" / "arithmetic.jsonl"), prompt_width=62, completion_width=22)
 
 EXPERIMENT = Experiment(
     name="from_jsonl",
@@ -58,7 +67,7 @@ EXPERIMENT = Experiment(
     optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
     warm_start=WarmStart(
         steps=1000,
-        limit=2000,
+        limit=1400,
         gate=0.3,
         check_every=100,
         rows=16,

@@ -1,14 +1,17 @@
 """A language model learns multi-step arithmetic by GRPO, from nothing, in about a minute on a laptop.
 
-    make quickstart                                     # or: python experiments/quickstart.py [--set train.steps=50] ...
+    make quickstart          # or: python experiments/quickstart.py [--set train.steps=50] [--variant supervised_only]
 
-A decoder of 0.15 million parameters sees problems such as ``7-7+6-7-2*1=`` (left to right, modulo 10) and answers in the
-style of R1, ``06977</think><answer>7</answer>``. A supervised warm start imitates demonstrations of mixed quality, on
-purpose: their answers are all right, but half of them show no intermediate value, a tenth every second one, four in ten
-the whole chain, and a quarter have one tag missing. It stops as soon as a third of the sampled answers are right. GRPO then
-has only the reward (1 for the answer, 0.2 for the format) to find out that long, complete, well-formed chains pay.
+A decoder of 0.15 million parameters sees problems such as ``7-7+6-7-2*1=`` (left to right, modulo 10) and answers in
+the style of R1, ``06977</think><answer>7</answer>``. A supervised warm start imitates demonstrations of mixed quality,
+on purpose: their answers are all right, but half of them show no intermediate value, a tenth every second one, four in
+ten the whole chain, and a quarter have one tag missing. It stops as soon as a third of the sampled answers are right.
+GRPO then has only the reward (1 for the answer, 0.2 for the format) to find out that long, complete, well-formed chains
+pay.
 
 Held-out problems are those whose hash is a multiple of 16; training never draws one of them, and the run asserts it.
+
+@@QUICKDOC@@
 """
 
 from dataclasses import replace
@@ -21,6 +24,7 @@ from grpo_jax.objectives import grpo
 from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
+IMITATION = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
 TASK = Chain(styles=(0.5, 0.1, 0.4), dropped_tag=0.25)
 
 EXPERIMENT = Experiment(
@@ -47,7 +51,7 @@ EXPERIMENT = Experiment(
         gate=0.32,
         check_every=100,
         rows=32,
-        optimizer=Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1),
+        optimizer=IMITATION,
     ),
     train=Train(steps=100, prompts=32, group_size=8, epochs=2, minibatches=2),
     optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
@@ -61,7 +65,7 @@ VARIANTS = {
         EXPERIMENT,
         name="quickstart-supervised",
         train=replace(EXPERIMENT.train, steps=0),
-        warm_start=WarmStart(steps=3000, limit=3000, gate=0.0, rows=32, optimizer=EXPERIMENT.warm_start.optimizer),
+        warm_start=WarmStart(steps=3000, limit=3000, gate=0.0, rows=32, optimizer=IMITATION),
     ),
 }
 

@@ -48,8 +48,8 @@ def compiled(
 def keep_programs() -> Path:
     """Keep compiled programs on disk from now on, so that the next run of the same experiment compiles nothing; where.
 
-    The folder is ``JAX_COMPILATION_CACHE_DIR`` if that is set, else ``grpo_jax`` in the user's cache. It may be deleted at
-    any time. A program is found again by its text, its device and the version of its compiler.
+    The folder is ``JAX_COMPILATION_CACHE_DIR`` if that is set, else ``grpo_jax`` in the user's cache. It may be deleted
+    at any time. A program is found again by its text, its device and the version of its compiler.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(home) / "grpo_jax")

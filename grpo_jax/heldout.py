@@ -51,9 +51,10 @@ class Verdict:
 def evaluate(
     params: Params, judge: Judge, *, prompts: int | None, samples: int, show: int, name: str = "heldout"
 ) -> tuple[dict[str, float], dict[str, list[tuple[Record, dict[str, float]]]]]:
-    """Metrics on the first `prompts` held-out problems, `samples` completions each and a greedy one; and some to look at.
+    """Metrics on the first `prompts` held-out problems (None: all), `samples` completions each and a greedy one.
 
-    The second value maps "<set>" and "<set>/greedy" to the completions of the first `show` problems with their scores.
+    The second value is for looking at: it maps "<set>" and "<set>/greedy" to the completions of the first `show`
+    problems, with their scores.
     """
     chosen = jax.tree.map(lambda x: x[:prompts], judge.prompts)
     metrics, shown = {}, {}

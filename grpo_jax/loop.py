@@ -17,13 +17,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax import heldout, objectives
+from grpo_jax.alerts import Alerts
 from grpo_jax.checkpoint import abstract
 from grpo_jax.compiled import compiled
 from grpo_jax.data import Demonstrations, assert_disjoint, records
-from grpo_jax.experiment import Experiment, Summary, WarmStart, step_settings, warm_settings
+from grpo_jax.display import Display, Plan, choose
+from grpo_jax.experiment import Experiment, Summary, WarmStart, settings, step_settings, warm_settings
 from grpo_jax.finish import summarise
 from grpo_jax.folder import Position, RunFolder, open_folder
 from grpo_jax.heldout import Judge
+from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Exit, Guard, Heartbeat, Preempted, RunStopped, Signals, write_dump
 from grpo_jax.models import axes
 from grpo_jax.rewards.text import Scores, score, status_counts
@@ -48,17 +51,27 @@ def run(experiment: Experiment, run_dir: str | Path | None = None, fresh: bool =
     """
     prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
     folder = open_folder(Path(run_dir or Path("runs") / experiment.name), experiment, fresh=fresh)
+    display = choose(process_index=jax.process_index(), plan=plan(experiment))
     try:
         with Signals() as signals, Heartbeat(folder.path / "stacks.txt", STEP_LIMIT_S, COMPILE_LIMIT_S) as heartbeat:
-            session = Session(experiment, folder, signals, heartbeat, prompts)
+            session = Session(experiment, folder, signals, heartbeat, prompts, display)
             state, position, meta = session.restore()
             if position.phase == 0 and experiment.warm_start:
                 state, meta = session.warm_start(experiment.warm_start, state, position.step, meta)
                 position = Position(1, 0)
             state, meta = session.reinforce(state, position.step, meta)
+            display.close()  # the tables of the summary come below the last picture
             return summarise(experiment, folder, state, meta)
     finally:
+        display.close()
         folder.close()
+
+
+def plan(experiment: Experiment) -> Plan:
+    """What the display is told of the run beforehand."""
+    warm, train = experiment.warm_start, experiment.train
+    steps = {"warm_start": warm.limit if warm else 0, "grpo": train.steps}
+    return Plan(experiment.name, steps, rows=train.prompts * train.group_size)
 
 
 def problems(experiment: Experiment) -> Prompts:
@@ -76,9 +89,16 @@ class Session:
     """One process working on one run: what is fixed for its whole life, and the two phases."""
 
     def __init__(
-        self, experiment: Experiment, folder: RunFolder, signals: Signals, heartbeat: Heartbeat, prompts: Prompts
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        signals: Signals,
+        heartbeat: Heartbeat,
+        prompts: Prompts,
+        display: Display,
     ) -> None:
         self.experiment, self.folder, self.signals, self.heartbeat = experiment, folder, signals, heartbeat
+        self.display, self.alerts = display, Alerts(settings(experiment))
         self.mesh: Mesh | None = None if experiment.mesh is None else make_mesh(experiment.mesh)
         self.step = step_settings(experiment)
         self.seed = np.int32(experiment.seed)
@@ -107,13 +127,19 @@ class Session:
         restored = self.folder.restore(abstract(fresh))
         if restored is None:
             return fresh, Position(0 if warm else 1, 0), {"warm_steps": 0}
-        print(f"continuing {self.folder.path} behind {restored.meta['phase']} step {restored.meta['step']}", flush=True)
+        for row in read(self.folder.path / "metrics.jsonl"):  # what was said before is not said again
+            self.alerts.see(row)
+        place = f"{restored.meta['phase']} step {restored.meta['step']}"
+        self.display.message(f"continuing {self.folder.path} behind {place}")
         return restored.state, Position.of(restored.meta), restored.meta
 
     def laid_out(self, state: TrainState) -> TrainState:
-        """`state` on the mesh: parameters and what the optimiser keeps of them by their rules, the rest everywhere."""
+        """`state` on the mesh: parameters and what the optimiser keeps of them by their rules, the rest everywhere.
+
+        A restored array has its place. So has a fresh one, that a resumed run may find the programs of the first.
+        """
         if self.mesh is None:
-            return state
+            return jax.device_put(state, jax.local_devices()[0])
         names = axes(self.experiment.model)
         shape = jax.tree.structure(state.params)
 
@@ -135,8 +161,8 @@ class Session:
         while not meta.get("gate_passed"):
             if done >= warm.limit:
                 raise Diverged(
-                    f"The warm start did not reach a sampled accuracy of {warm.gate} in {done} steps: GRPO would collapse"
-                    " from here. Raise warm_start.limit, lower warm_start.gate, or give better demonstrations."
+                    f"The warm start did not reach a sampled accuracy of {warm.gate} in {done} steps: GRPO would"
+                    " collapse from here. Raise warm_start.limit, lower warm_start.gate, or give better demonstrations."
                 )
             done += 1
             state, metrics = learn(state, *place_rows(self.demonstrations(warm.rows, done - 1), self.mesh))
@@ -203,8 +229,8 @@ class Session:
             params = kept.restore_params(abstract(state.params))
             if params is None and done:
                 raise ValueError(
-                    f"{self.folder.path}: the reference policy of this run is missing; restore its folder 'reference', or"
-                    " start anew with --fresh"
+                    f"{self.folder.path}: the reference policy of this run is missing; restore its folder 'reference',"
+                    " or start anew with --fresh"
                 )
             if params is None:
                 kept.save(0, state, {})
@@ -243,8 +269,8 @@ class Session:
         With a `gate`, a small evaluation that reaches it is followed by the full one, whose metrics are returned.
         """
         settings = self.experiment.evaluation
-        sizes = {"prompts": settings.full_prompts, "samples": settings.samples}
-        small = {"prompts": settings.prompts, "samples": 1}
+        sizes: dict[str, Any] = {"prompts": settings.full_prompts, "samples": settings.samples}
+        small: dict[str, Any] = {"prompts": settings.prompts, "samples": 1}
         metrics, shown = heldout.evaluate(state.params, self.judge, **(sizes if full else small), show=settings.show)
         if gate is not None and metrics["accuracy/heldout"] >= gate:
             metrics, shown = heldout.evaluate(state.params, self.judge, **sizes, show=settings.show)
@@ -257,8 +283,10 @@ class Session:
         """Write down one GRPO step, and stop the run where its numbers say so."""
         position = Position(1, step)
         values, rows = host((metrics, batch))
-        for row in rollout_records(rows, self.experiment.data, position.fields(), scores):
+        written = list(rollout_records(rows, self.experiment.data, position.fields(), scores))
+        for row in written:
             self.folder.samples.write(row)
+        self.display.completions(written)
         if scores is not None:
             extra = {**extra, **{f"status/{name}": count for name, count in status_counts(scores).items()}}
         self.write(position, values, extra)
@@ -266,8 +294,9 @@ class Session:
         gap, limit = float(values["logp_gap/max"]), self.experiment.train.gap_limit
         if not gap <= limit and not int(values["skipped"]):
             raise Diverged(
-                f"Step {step}: sampler and trainer disagree by {gap:.3g} nats on a token, allowed are {limit:.3g}. Their"
-                " parameters, temperature or positions differ; with bfloat16 compute raise train.gap_limit to a few tenths."
+                f"Step {step}: sampler and trainer disagree by {gap:.3g} nats on a token, allowed are {limit:.3g}."
+                " Their parameters, temperature or positions differ; with bfloat16 compute raise train.gap_limit to a"
+                " few tenths."
             )
 
     def write(self, position: Position, metrics: Metrics | dict, extra: dict[str, float]) -> None:
@@ -275,20 +304,12 @@ class Session:
         values = {name: float(value) for name, value in metrics.items()} | extra
         self.folder.metrics.write({**position.fields(), **values})
         now = time.monotonic()
-        self.folder.timing.write({**position.fields(), "attempt": self.folder.attempt, "seconds": now - self.clock})
-        self.clock = now
+        seconds, self.clock = now - self.clock, now
+        self.folder.timing.write({**position.fields(), "attempt": self.folder.attempt, "seconds": seconds})
         self.heartbeat.beat()
-        shown = (
-            "loss",
-            "reward/mean",
-            "length/mean",
-            "entropy",
-            "accuracy/heldout",
-            "greedy/heldout",
-            "format/heldout",
-        )
-        words = "  ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
-        print(f"{position.fields()['phase']} {position.step:>5}  {words}", flush=True)
+        self.display.step(position.fields(), values, seconds={"step": seconds})
+        for sentence in self.alerts.see({**position.fields(), **values}):
+            self.display.alert(sentence)
 
     def _dump(self, step: int, batch: Batch | Metrics) -> Path:
         paths, _ = jax.tree.flatten_with_path(batch)

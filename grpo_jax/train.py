@@ -8,8 +8,8 @@
     state, metrics = update(state, batch)                 gradient, optimiser
 
 `grpo_step` is all of it, rewards on token ids included, as one function of (state, prompts); `sample_rows` and
-`learn_rows` are its two halves for rewards that live outside the compiled program. An experiment that wants another order
-of phases writes its own ten lines with the same functions.
+`learn_rows` are its two halves for rewards that live outside the compiled program. An experiment that wants another
+order of phases writes its own ten lines with the same functions.
 """
 
 from collections.abc import Callable
@@ -64,13 +64,13 @@ class Step:
         temperature = float(self.sampling.temperature)
         if not temperature > 0:
             raise ValueError(
-                f"sampling.temperature: got {temperature}, allowed > 0: greedy samples have no log-probability to train on;"
-                " evaluate greedily instead (evaluation.greedy)"
+                f"sampling.temperature: got {temperature}, allowed > 0: greedy samples have no log-probability to train"
+                " on; evaluate greedily instead (evaluation.greedy)"
             )
         if temperature != self.gradient.temperature:
             raise ValueError(
-                f"gradient.temperature: got {self.gradient.temperature}, allowed {temperature}: the trainer scores tokens at the"
-                " temperature they were sampled at; set both to the same number"
+                f"gradient.temperature: got {self.gradient.temperature}, allowed {temperature}: the trainer scores"
+                " tokens at the temperature they were sampled at; set both to the same number"
             )
 
 
@@ -149,7 +149,7 @@ def make_batch(
 def sample_rows(
     params: Params, prompts: Prompts, key: Array, step: Array, *, settings: Step, mesh: Mesh | None = None
 ) -> Rollouts:
-    """G completions of every prompt. `key` is that of the rollout stream; the draw numbers of the prompts do the rest."""
+    """G completions of every prompt. `key` is that of the rollout stream; the prompts' draw numbers do the rest."""
     return generate(
         params,
         settings.gradient.model,
@@ -201,7 +201,7 @@ def grpo_step(
     reference: Params | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics, Batch]:
-    """A whole step: sample, score on token ids, compare, update. `seed` i32[] is data, so that seeds share a compilation."""
+    """A whole step: sample, score on token ids, compare, update. `seed` i32[] is data: seeds share a compilation."""
     if settings.reward is None:
         raise ValueError("reward: got None, but a whole step scores token ids: give the experiment a token reward")
     rollouts = sample_rows(
@@ -217,7 +217,7 @@ IMITATION = objectives.Recipe(
     advantage=advantages.group_centered,
     grouping=groups.by_prompt,
 )
-"""Supervised learning as a recipe: the mean negative log-likelihood of the tokens; its advantages are read by nothing."""
+"""Supervised learning as a recipe: the mean negative log-likelihood of the tokens; nothing reads its advantages."""
 
 
 def supervised_step(

@@ -19,9 +19,9 @@ F       feed-forward width
 L       layers
 ======  ====================================================================
 
-Every record is an immutable pytree (``flax.struct.PyTreeNode``, a frozen dataclass). A field that is ``None`` is absent *statically*: the
-structure of the pytree changes, so nothing is computed or stored for it. Per-token arrays are aligned to the token they
-score: ``logp[n, t]`` belongs to ``tokens[n, t]``.
+Every record is an immutable pytree (``flax.struct.PyTreeNode``, a frozen dataclass). A field that is ``None`` is absent
+*statically*: the structure of the pytree changes, so nothing is computed or stored for it. Per-token arrays are aligned
+to the token they score: ``logp[n, t]`` belongs to ``tokens[n, t]``.
 """
 
 from collections.abc import Mapping

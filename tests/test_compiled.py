@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh
 
 from grpo_jax import compiled as module
-from grpo_jax.compiled import compiled, forget, traces
+from grpo_jax.compiled import compiled, forget, keep_programs, traces
 from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Array
 
@@ -100,3 +100,20 @@ def test_a_function_edited_under_its_name_is_another_program():
     edited = other["power"]
     assert callable(edited)
     assert compiled(grown, settings=edited) is not first
+
+
+def test_programs_are_kept_where_the_environment_says(monkeypatch, tmp_path):
+    folder, cache = "jax_compilation_cache_dir", "jax_persistent_cache_min_"
+    before = {
+        name: getattr(jax.config, name) for name in (folder, f"{cache}compile_time_secs", f"{cache}entry_size_bytes")
+    }
+    try:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+        assert keep_programs() == tmp_path / "programs"
+        assert getattr(jax.config, folder) == str(tmp_path / "programs")
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert keep_programs() == tmp_path / "grpo_jax"
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -13,19 +14,19 @@ from grpo_jax.train import IMITATION
 from tests.system.small_run import PLAIN, digits_in_text
 
 
-def changed(**changes: object) -> Experiment:
+def changed(**changes: Any) -> Experiment:
     return dataclasses.replace(PLAIN, **changes)
 
 
-def train(**changes: object) -> dict[str, object]:
+def train(**changes: Any) -> dict[str, Any]:
     return {"train": dataclasses.replace(PLAIN.train, **changes)}
 
 
-def evaluation(**changes: object) -> dict[str, object]:
+def evaluation(**changes: Any) -> dict[str, Any]:
     return {"evaluation": dataclasses.replace(PLAIN.evaluation, **changes)}
 
 
-REFUSED: list[tuple[Mapping[str, object], str]] = [
+REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"name": "../elsewhere"}, "name: got '../elsewhere', allowed are 1 to 80 letters"),
     ({"name": ".."}, "name: got '..'"),
     ({"name": ""}, "name: got ''"),
@@ -56,7 +57,7 @@ REFUSED: list[tuple[Mapping[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "sentence"), REFUSED)
-def test_what_cannot_be_run_is_refused_in_words(changes: Mapping[str, object], sentence: str):
+def test_what_cannot_be_run_is_refused_in_words(changes: Mapping[str, Any], sentence: str):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         changed(**changes)
 
@@ -71,9 +72,9 @@ def test_what_cannot_be_run_is_refused_in_words(changes: Mapping[str, object], s
         ({"gate": float("nan")}, "warm_start.gate: got nan"),
     ],
 )
-def test_a_warm_start_that_cannot_be_run_is_refused(changes: Mapping[str, float], sentence: str):
+def test_a_warm_start_that_cannot_be_run_is_refused(changes: Mapping[str, Any], sentence: str):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        WarmStart(**dict(changes))
+        dataclasses.replace(WarmStart(), **changes)
 
 
 def test_without_a_warm_start_no_reward_has_to_be_called_accuracy():
@@ -81,11 +82,10 @@ def test_without_a_warm_start_no_reward_has_to_be_called_accuracy():
 
 
 def test_an_experiment_is_a_frozen_value():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PLAIN.train.steps = 3
+    for value in (PLAIN, Train(), WarmStart(), Evaluation(), Saving()):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, 3)
     assert changed() == PLAIN and changed(seed=1) != PLAIN
-    for group in (Train, WarmStart, Evaluation, Saving):
-        assert group.__dataclass_params__.frozen
 
 
 def test_every_setting_is_a_line_of_text():
@@ -108,15 +108,15 @@ def test_every_setting_is_a_line_of_text():
         ({"text_rewards": {**PLAIN.text_rewards, "digits": (digits_in_text, 0.5)}}, {"text_rewards"}),
     ],
 )
-def test_a_change_shows_in_the_line_of_its_setting_and_in_no_other(changes: Mapping[str, object], differ: set[str]):
+def test_a_change_shows_in_the_line_of_its_setting_and_in_no_other(changes: Mapping[str, Any], differ: set[str]):
     one, other = settings(PLAIN), settings(changed(**changes))
     assert {name for name in one if one[name] != other[name]} == differ
 
 
 def test_what_has_no_text_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="^reward: .*lambda"):
+    with pytest.raises(ValueError, match=r"^reward: .*lambda"):
         settings(changed(reward=lambda rollouts: rollouts))
-    with pytest.raises(ValueError, match="^text_rewards: .*an array"):
+    with pytest.raises(ValueError, match=r"^text_rewards: .*an array"):
         settings(changed(text_rewards={"accuracy": (digits_in_text, jnp.ones(()))}))
 
 

@@ -126,7 +126,7 @@ def test_changed_code_and_changed_data_are_refused(tmp_path: Path):
     path = begun(tmp_path / "run") / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "source_digest": "of before", "data_digest": "of before"}))
-    with pytest.raises(ValueError, match="the code of a function of this experiment has changed\n.*data.* changed"):
+    with pytest.raises(ValueError, match=r"the code of a function of this experiment has changed\n.*data.* changed"):
         open_folder(tmp_path / "run", PLAIN)
 
 

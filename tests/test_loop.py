@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import grpo_jax
@@ -69,11 +71,13 @@ def short_loop(experiment: Experiment) -> tuple[TrainState, dict[str, float]]:
     warm, train, data, seed = experiment.warm_start, experiment.train, experiment.data, np.int32(experiment.seed)
     assert warm is not None
     imitate = compiled(supervised_step, donate=("state",), settings=warm_settings(experiment, warm))
-    state = init_state(experiment.seed, warm_settings(experiment, warm))
+    # Placed, as the loop does it, so that both find the same compiled programs.
+    place = partial(jax.device_put, device=jax.local_devices()[0])
+    state = place(init_state(experiment.seed, warm_settings(experiment, warm)))
     for step in range(warm.steps):
         draws = np.arange(step * warm.rows, (step + 1) * warm.rows)
         state, _ = imitate(state, *data.demonstrations(experiment.seed, draws))
-    state = start(state.params, step_settings(experiment).gradient)
+    state = place(start(state.params, step_settings(experiment).gradient))
     improve = compiled(grpo_step, donate=("state",), settings=step_settings(experiment))
     for step in range(train.steps):
         prompts = data.draw(experiment.seed, np.arange(step * train.prompts, (step + 1) * train.prompts))
@@ -311,6 +315,27 @@ def test_a_mesh_samples_the_same_tokens_and_learns_the_same(plain: tuple[Path, g
                 )
     assert max(row["logp_gap/max"] for row in grpo_lines(folder)) < 1e-4
     assert summary.accuracy_after == pytest.approx(plain[1].accuracy_after, abs=0.1)
+
+
+def test_a_save_that_fails_ends_the_run_and_the_next_one_goes_on(
+    plain: tuple[Path, grpo_jax.Summary], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    experiment, folder = dataclasses.replace(PLAIN, seed=SEED), tmp_path / "run"
+    saves, save = iter(range(100)), ocp.CheckpointManager.save
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(saves) == 2:
+            raise OSError(28, "No space left on device")
+        return save(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", failing)
+        with pytest.raises(lifeline.DataError, match=r"could not be saved in .*No space left on device") as stop:
+            grpo_jax.run(experiment, folder)
+    assert stop.value.code == 5
+    assert grpo_jax.run(experiment, folder).state_digest == plain[1].state_digest
+    assert (folder / "metrics.jsonl").read_bytes() == (plain[0] / "metrics.jsonl").read_bytes()
+    assert (folder / "samples.jsonl").read_bytes() == (plain[0] / "samples.jsonl").read_bytes()
 
 
 def test_a_termination_signal_ends_the_run_behind_its_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

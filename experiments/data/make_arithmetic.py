@@ -4,10 +4,11 @@
 
 A question starts with a number of things and changes it once, twice or three times; no running total leaves 0 to 9.
 The solutions are of mixed quality, as found data is: a third of the lines has none, a third writes down every step, a
-third only the last one, which is right but has to be found in the head. Deterministic to the byte.
+third only the last one, whose first number has to be found in the head. Deterministic to the byte.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def choice(key: str, size: int) -> int:
 
 
 def problem(key: str, changes: int) -> tuple[list[int], list[str]]:
-    """Running totals, the first given, and a step like ``7+5=12`` for each change."""
+    """Running totals, the first given, and a step like ``7-2=5`` for each change."""
     totals, steps = [2 + choice(f"{key} start", 8)], []
     for step in range(changes):
         total = totals[-1]
@@ -41,7 +42,7 @@ def problem(key: str, changes: int) -> tuple[list[int], list[str]]:
 def question(key: str, totals: list[int]) -> str:
     """The problem in words."""
     parts = [f"{NAMES[choice(key + ' name', 4)]} has {totals[0]} {THINGS[choice(key + ' things', 4)]}"]
-    for step, (old, new) in enumerate(zip(totals, totals[1:], strict=False)):
+    for step, (old, new) in enumerate(itertools.pairwise(totals)):
         verbs = GAINS if new > old else LOSSES
         parts.append(f"{verbs[choice(f'{key} verb {step}', 4)]} {abs(new - old)}")
     told = ", ".join(parts[:-1]) + f" and {parts[-1]}"

@@ -1,8 +1,8 @@
 """Scoring in worker processes: a reward that hangs, dies or eats memory costs its own record and nothing else.
 
-A `Pool` gives the numbers of `grpo_jax.rewards.text.score`, in the same order, from fresh interpreters that are told by
-name where the rewards are (`grpo_jax.rewards.worker`). Every pair of a record and a reward is scored by itself and has a
-deadline of its own:
+A `Pool` gives the numbers of `grpo_jax.rewards.text.score`, in the same order, from fresh interpreters that are told
+by name where the rewards are (`grpo_jax.rewards.worker`). Every pair of a record and a reward is scored by itself and
+has a deadline of its own:
 
 * no score in time: the process group is killed, the pair has the status "timeout";
 * the process ends: had it scored others before, those may have ruined it, and the pair gets one more chance, first in
@@ -23,6 +23,8 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +37,8 @@ from grpo_jax.rewards.worker import Address, Settings, pack, write_record
 if TYPE_CHECKING:
     from grpo_jax.types import Reward
 
+AHEAD_S = 0.02
+"""A worker that will be done in so many seconds gets its next lot before it asks: the machine may be busy sampling."""
 _ALLOWED = "allowed is a function at the top of a file or module, or functools.partial of one with keywords"
 
 
@@ -186,8 +190,8 @@ class Pool:
         if self._broken is not None:
             self.close()
             raise ValueError(
-                f"text_rewards: a worker process could not load {', '.join(map(repr, self.rewards))}; allowed are functions"
-                f" that a fresh interpreter finds under their names: correct what it says here\n{self._broken}"
+                f"text_rewards: a worker process could not load {', '.join(map(repr, self.rewards))}; allowed are"
+                f" functions that a fresh interpreter finds under their names: correct what it says\n{self._broken}"
             ) from self._broken
 
     def _stop(self, reason: Exception) -> None:
@@ -205,15 +209,17 @@ class Pool:
     def _work(self) -> None:
         """The life of one thread: a worker, its successors, and lots until the pool is closed."""
         process: Process | None = None
+        retry: _Lot | None = None
         try:
             process = self._start()
             while process is not None:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._lots or self._closed)
-                    lot = None if self._closed else self._lots.popleft()
+                    if retry is None:
+                        self._changed.wait_for(lambda: self._lots or self._closed)
+                    lot = None if self._closed else retry or self._lots.popleft()
                 if lot is None:
                     return
-                process = self._serve(process, lot)
+                process, retry = self._serve(process, lot)
         except Exception as error:  # whatever it is, who waits for a result has to hear of it
             with self._changed:
                 self._broken = self._broken or error
@@ -246,40 +252,55 @@ class Pool:
         with self._changed:
             self._processes.discard(process)
 
-    def _serve(self, process: Process, lot: _Lot) -> Process | None:
-        """Have `process` score `lot`; the worker to go on with, None where the pool was closed meanwhile."""
-        handle, pairs = lot.handle, deque(lot.pairs)
+    def _serve(self, process: Process, lot: _Lot) -> tuple[Process | None, _Lot | None]:
+        """Have `process` score `lot`, and what is ready behind it.
+
+        Gives the worker to go on with, None after `close`, and what that one has to begin with.
+        """
+        waiting: deque[tuple[Handle, tuple[int, int]]] = deque()
         try:
-            data = _encode(handle.records, lot.pairs)
-        except ValueError as error:
-            handle.fail(error)
-            return process
-        try:
-            process.send(data)
-            while pairs:
+            self._hand(process, lot, waiting)
+            while waiting:
                 score = process.receive(self.timeout_s)
-                handle.put(pairs.popleft(), score)
+                handle, pair = waiting.popleft()
+                handle.put(pair, score)
+                if len(waiting) <= len(lot.pairs) and len(waiting) * process.pace < AHEAD_S:
+                    with self._changed:
+                        following = self._lots.popleft() if self._lots else None
+                    if following is not None:
+                        lot = following
+                        self._hand(process, lot, waiting)
         except Lost as lost:
             if self._closed:
                 self._remove(process)
-                return None
-            return self._replace(process, handle, pairs, lost)
-        return process
+                return None, None
+            return self._replace(process, waiting, lost)
+        return process, None
 
-    def _replace(self, process: Process, handle: Handle, pairs: deque[tuple[int, int]], lost: Lost) -> Process | None:
-        """A new worker for `process`, which is lost over the first of `pairs`; the others are for whoever has time."""
-        first = pairs.popleft()
+    def _hand(self, process: Process, lot: _Lot, waiting: deque[tuple[Handle, tuple[int, int]]]) -> None:
+        try:
+            data = _encode(lot.handle.records, lot.pairs)
+        except ValueError as error:
+            lot.handle.fail(error)
+        else:
+            process.send(data)
+            waiting.extend((lot.handle, pair) for pair in lot.pairs)
+
+    def _replace(
+        self, process: Process, waiting: deque[tuple[Handle, tuple[int, int]]], lost: Lost
+    ) -> tuple[Process | None, _Lot | None]:
+        """A new worker for `process`, lost over the first that are `waiting`; the others are for whoever has time."""
+        handle, first = waiting.popleft()
         guilty = lost.status == "timeout" or process.scored == 0
+        others = [_Lot(owner, [pair for _, pair in pairs]) for owner, pairs in groupby(waiting, itemgetter(0))]
         with self._changed:
             self._replaced[lost.status] += 1
-            if pairs:
-                self._lots.appendleft(_Lot(handle, tuple(pairs)))
-                self._changed.notify_all()
+            self._lots.extendleft(reversed(others))
+            self._changed.notify_all()
         self._remove(process)
         if guilty:
             handle.put(first, Score(0.0, lost.status, self._reason(lost)))
-        fresh = self._start()
-        return fresh if guilty or fresh is None else self._serve(fresh, _Lot(handle, (first,)))
+        return self._start(), None if guilty else _Lot(handle, [first])
 
     def _reason(self, lost: Lost) -> str:
         if lost.status == "timeout":
@@ -305,7 +326,9 @@ def locate(reward: TextReward, *, name: str) -> Address:
     for part in qualified.split("."):
         found = getattr(found, part, None)
     if module is None or found is not function:
-        raise _refusal(name, f"{qualified}, which is not what {module_name} calls so", "give it a name of its own there")
+        raise _refusal(
+            name, f"{qualified}, which is not what {module_name} calls so", "give it a name of its own there"
+        )
     spec = getattr(module, "__spec__", None)
     if module_name == "__main__" and spec is not None:
         module_name = spec.name  # started by `python -m`
@@ -347,6 +370,6 @@ def _line(record: Record, row: int) -> bytes:
         return write_record(record)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"record {row}: got {error} in it, which cannot be sent to a worker process; allowed are text, numbers, lists,"
-            " tuples and dicts of them by name: convert it in the task's metadata"
+            f"record {row}: got {error} in it, which cannot be sent to a worker process; allowed are text, numbers,"
+            " lists, tuples and dicts of them by name: convert it in the task's metadata"
         ) from error

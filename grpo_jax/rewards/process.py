@@ -1,10 +1,12 @@
 """One worker process as its parent sees it: started, written to, read from with a deadline, killed with all it started.
 
-The parent never waits without a limit. It reads what has arrived before it judges that nothing came in time, so a parent
-that was itself held up does not blame a worker that had answered.
+The parent never waits without a limit. It reads what has arrived before it judges that nothing came in time, so a
+parent that was itself held up does not blame a worker that had answered.
 """
 
+import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -19,8 +21,6 @@ from grpo_jax.rewards.worker import OUT_OF_MEMORY, PROGRAM, Settings
 
 START_S = 180.0
 """Seconds that a worker may take to load the rewards; their file may import large libraries on a busy machine."""
-SEND_S = 60.0
-"""Seconds in which a worker, which waits for nothing else, has to take what it is sent."""
 LONGEST_LINE = 1 << 20
 _TAIL = 8000
 _SLICE_S = 0.05  # how often a silent worker is looked after: the end of its pipe may be held open by a child of it
@@ -56,11 +56,12 @@ class Process:
 
     def __init__(self, path: Sequence[str]) -> None:
         self.scored = 0
+        self.pace = math.inf  # seconds that a score has taken of late
         self._path = json.dumps(list(path))
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._over = False
-        self._buffer, self._tail = bytearray(), bytearray()
+        self._outgoing, self._buffer, self._tail = bytearray(), bytearray(), bytearray()
         self._poll = select.poll()
         self._write = self._read = self._errors = -1
 
@@ -101,32 +102,36 @@ class Process:
         os.set_blocking(self._write, False)
 
     def send(self, data: bytes) -> None:
-        """Hand over `data`. Raises Lost where the worker does not take it."""
-        deadline = time.monotonic() + SEND_S
-        room = select.poll()
-        room.register(self._write, select.POLLOUT)
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._write, view) :]
-            except BlockingIOError:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise Lost("timeout", f"it did not take its work within {SEND_S:g} s") from None
-                room.poll(left * 1000)
-            except BrokenPipeError:
-                raise self._death() from None
+        """Hand over `data` while the next lines are waited for: a worker that is busy keeps nobody waiting."""
+        self._outgoing += data
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: os.write(self._write, self._outgoing)]
+        except BlockingIOError:
+            self._poll.register(self._write, select.POLLOUT)
+            return
+        except BrokenPipeError:
+            self._outgoing.clear()  # it is dead or dying; what it said before comes first, then the end of its pipe
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(self._write)
 
     def receive(self, limit_s: float) -> Score:
-        """The next score. Raises Lost where it does not come within `limit_s`, or the worker ends or speaks nonsense."""
+        """The next score. Raises Lost where none comes within `limit_s`, or the worker ends or speaks nonsense."""
+        start = time.monotonic()
         line = self._line(limit_s)
+        taken = time.monotonic() - start
+        self.pace = 0.8 * self.pace + 0.2 * taken if self.scored else taken
         try:
-            value, status, detail = json.loads(line)
-            score = Score(float(value), status, detail)
-        except (ValueError, TypeError) as error:
-            raise Lost("error", f"it wrote into the pipe of the scores: {bytes(line[:80])!r}") from error
-        if score.status not in STATUSES or not isinstance(detail, str):
-            raise Lost("error", f"it wrote into the pipe of the scores: {bytes(line[:80])!r}")
+            number, value, status, detail = json.loads(line)
+            score = Score(float(value), status, str(detail))
+            sound = number == self.scored and status in STATUSES
+        except (ValueError, TypeError):
+            score, sound = Score(0.0), False
+        if not sound:
+            raise Lost("error", f"something else wrote into the pipe of the scores: {bytes(line[:80])!r}")
         self.scored += 1
         return score
 
@@ -137,6 +142,8 @@ class Process:
                 raise Lost("error", f"it wrote more than {LONGEST_LINE} bytes into the pipe of the scores")
             left = deadline - time.monotonic()
             ready = {descriptor for descriptor, _ in self._poll.poll(max(0.0, min(left, _SLICE_S)) * 1000)}
+            if self._write in ready:
+                self._flush()
             if self._errors in ready:
                 self._listen()
             if self._read in ready:

@@ -124,7 +124,7 @@ def score(records: Sequence[Record], rewards: TextRewards) -> tuple["Reward", Sc
 
 
 def weigh(scores: Scores, rewards: TextRewards, rows: int) -> "Reward":
-    """The `Reward` that the `scores` of so many `rows` make: components by name, their weighted sum, which rows count."""
+    """The `Reward` that the `scores` of so many `rows` make: components by name, weighted sum, which rows count."""
     components: dict[str, Any] = {name: np.array([s.value for s in row], np.float32) for name, row in scores.items()}
     outcome: Any = np.zeros(rows, np.float32)
     valid: Any = np.ones(rows, bool)

@@ -1,13 +1,14 @@
 """The program of a worker process: load rewards from the files of their authors, score records, one line each.
 
-A worker is a fresh interpreter, started by `grpo_jax.rewards.pool`. What passes between the two are lines of JSON on two
-pipes of their own, so that nothing a reward prints gets in between:
+A worker is a fresh interpreter, started by `grpo_jax.rewards.process`. What passes between the two are lines of JSON on
+two pipes of their own, so that nothing a reward prints gets in between:
 
     in   the settings, once (see `Settings`)
     out  ``{"ready": true}``, or ``{"failed": "the traceback"}`` and the end
-    in   for every lot of records a line ``[[reward, ...], ...]``: the numbers of the rewards that each is to be given to
+    in   for every lot of records a line ``[[reward, ...], ...]``: the numbers of the rewards that are to score each
     in   and a line for each record, its fields
-    out  ``[value, status, detail]`` for each pair, in order, as soon as it is known
+    out  ``[n, value, status, detail]`` for each pair, in order, as soon as it is known; n counts them from 0, so that
+         nothing a reward might write into the pipe can shift scores to other records
 
 The worker trusts nothing to end well: who waits for it kills it, with its process group, when a line is too long in
 coming. It limits its own memory and ends with its parent.
@@ -134,16 +135,16 @@ def _module(name: str, file: str | None, digest: str | None) -> ModuleType:
     return sys.modules[alias]
 
 
-def score_line(reward: TextReward, line: bytes) -> bytes:
-    """The line ``[value, status, detail]`` that `reward` earns the record of `line`, which it alone gets to see.
+def score_line(reward: TextReward, line: bytes, *, number: int) -> bytes:
+    """The line ``[number, value, status, detail]`` for what `reward` makes of the record of `line`, its own copy.
 
     Where memory runs out the process ends with `OUT_OF_MEMORY`.
     """
     score = judge(partial(_contained, reward), read_record(line))
     try:
-        text = json.dumps([float(score.value), score.status, str(score.detail)[:LONGEST_DETAIL]])
+        text = json.dumps([number, float(score.value), score.status, str(score.detail)[:LONGEST_DETAIL]])
     except Exception as error:  # the detail is an object of the reward's, and its text is of its making
-        text = json.dumps([0.0, "error", f"its detail is no text: {type(error).__name__}"])
+        text = json.dumps([number, 0.0, "error", f"its detail is no text: {type(error).__name__}"])
     return text.encode() + b"\n"
 
 
@@ -160,16 +161,17 @@ def _contained(reward: TextReward, record: Record) -> float | Score:
 
 def serve(work: BinaryIO, result: int, rewards: Sequence[TextReward]) -> None:
     """Score lot after lot until `work` ends."""
-    me = os.getpid()
+    me, scored = os.getpid(), 0
     while header := work.readline():
         wanted = json.loads(header)
         lines = [work.readline() for _ in wanted]  # all of them first: the parent may write before it has to read
         for numbers, line in zip(wanted, lines, strict=True):
             for number in numbers:
-                answer = score_line(rewards[number], line)
+                answer = score_line(rewards[number], line, number=scored)
                 if os.getpid() != me:
                     os._exit(0)  # a child that the reward forked and let return: only one of the two is the worker
                 _write(result, answer)
+                scored += 1
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """Cutting a batch into minibatches of whole prompts and micro-batches, without changing a number.
 
-The weights of a batch were computed over all of it, so any cut is exact: the loss of the batch is the sum of the losses of
-its pieces.
+The weights of a batch were computed over all of it, so any cut is exact: the loss of the batch is the sum of the losses
+of its pieces.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from grpo_jax.types import Array, Batch
 def arrange(batch: Batch, group_size: int) -> Batch:
     """`batch` with its rows as ``[P, G, ...]`` in prompt-major order; places without a row count nowhere.
 
-    Rows may come in any order and groups may be ragged up to `group_size`; levels of `group` and layers of `experts` move
-    from the first axis to the third. `split` and `flatten` take it from here. Where a row of some weight finds no place
-    every weight becomes nan: an update that would lose a row is refused, not done.
+    Rows may come in any order and groups may be ragged up to `group_size`; levels of `group` and layers of `experts`
+    move from the first axis to the third. `split` and `flatten` take it from here. Where a row of some weight finds no
+    place every weight becomes nan: an update that would lose a row is refused, not done.
     """
     prompts = batch.rollouts.prompts
     count = prompts.tokens.shape[0]
@@ -35,7 +35,7 @@ def arrange(batch: Batch, group_size: int) -> Batch:
 
 
 def _vacated(rows: Batch, taken: Array) -> Batch:
-    """`rows` [P, G, ...] where the places that are not `taken` bool[P, G] hold a row that counts nowhere and has no token."""
+    """`rows` [P, G, ...] with a row without a token that counts nowhere where a place is not `taken` bool[P, G]."""
     tokens = taken[:, :, None]
     rollouts = rows.rollouts.replace(mask=rows.rollouts.mask & tokens, length=jnp.where(taken, rows.rollouts.length, 0))
     return rows.replace(
@@ -72,7 +72,7 @@ def has_levels(batch: Batch) -> bool:
 
 
 def flatten(arranged: Batch, *, levels: bool) -> Batch:
-    """An arranged batch as rows ``[P * G, ...]`` again, its prompts numbered from 0; `levels` as told by `has_levels`."""
+    """An arranged batch as rows ``[P * G, ...]`` again, its prompts numbered from 0; `levels` as `has_levels` told."""
     prompts = arranged.rollouts.prompts
     count, group_size = arranged.mask.shape[:2]
     rows = arranged.replace(rollouts=arranged.rollouts.replace(prompts=None), coef={})

@@ -44,8 +44,9 @@ class Gradient:
         if prompts % pieces:
             near = sorted({max(prompts // pieces, 1) * pieces, -(-prompts // pieces) * pieces})
             raise ValueError(
-                f"train.prompts: got {prompts}, which {self.minibatches} minibatches x {self.microbatches} micro-batches do not"
-                f" divide; the nearest valid numbers are {' and '.join(map(str, near))}: change train.prompts or the splits"
+                f"train.prompts: got {prompts}, which {self.minibatches} minibatches x {self.microbatches}"
+                f" micro-batches do not divide; the nearest valid numbers are {' and '.join(map(str, near))}: change"
+                " train.prompts or the splits"
             )
 
 
@@ -62,9 +63,10 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """`state` after ``epochs * minibatches`` optimiser updates on `batch`, and their mean metrics.
 
-    The loss of minibatch b of M is ``M * sum of weight * term`` over its rows: the mean over minibatches is the loss of the
-    batch whatever M. An update whose loss, gradient or step is not finite changes neither parameters nor optimiser state and
-    adds one to ``state.skipped``, which a good update sets back to 0. `key` orders the prompts and feeds `prepare` steps.
+    The loss of minibatch b of M is ``M * sum of weight * term`` over its rows: the mean over minibatches is the loss of
+    the batch whatever M. An update whose loss, gradient or step is not finite changes neither parameters nor optimiser
+    state and adds one to ``state.skipped``, which a good update sets back to 0. `key` orders the prompts and feeds
+    `prepare` steps.
     """
     arranged = batches.arrange(batch, settings.group_size)
     levels = batches.has_levels(batch)

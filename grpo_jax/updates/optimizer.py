@@ -13,8 +13,8 @@ class Optimizer:
     """AdamW after clipping by the global norm, with a learning rate that warms up linearly and then decays.
 
     After `warmup` updates the rate is `learning_rate`; it then falls along a line or a half cosine, which reaches
-    ``final * learning_rate`` when all updates of the run are done. `clip_norm` 0 switches clipping off. Source: Loshchilov and Hutter,
-    arXiv:1711.05101.
+    ``final * learning_rate`` when all updates of the run are done. `clip_norm` 0 switches clipping off. Source:
+    Loshchilov and Hutter, arXiv:1711.05101.
     """
 
     learning_rate: float = 1e-6
@@ -41,7 +41,8 @@ class Optimizer:
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
-                    f"optimizer.{name}: got {getattr(self, name)}, allowed 0 <= {name} < 1: set 0 for no average over updates"
+                    f"optimizer.{name}: got {getattr(self, name)}, allowed 0 <= {name} < 1: set 0 for no average over"
+                    " updates"
                 )
 
 
@@ -75,7 +76,7 @@ def build(settings: Optimizer, updates: int) -> optax.GradientTransformation:
 
 
 def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` under the standard promotion of dtypes, on which optax relies, so that callers may run under the strict one."""
+    """`inner` under the standard promotion of dtypes, on which optax relies, so that callers may use the strict one."""
 
     def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> tuple:
         with jax.numpy_dtype_promotion("standard"):

@@ -40,8 +40,9 @@ def result_of_the_usual_batch(exact) -> tiny.Results:
     return jax.device_get(exact(PARAMS, REFERENCE, ROLLOUTS, REWARD))
 
 
-def into(shape: tuple[int, ...], x: np.ndarray, fill: np.ndarray | float) -> np.ndarray:
+def into(shape: tuple[int, ...], x: Array | np.ndarray, fill: np.ndarray | float) -> np.ndarray:
     """`x` in the first corner of an array of `shape`, `fill` around it."""
+    x = np.asarray(x)
     found = np.array(np.broadcast_to(fill, shape), x.dtype)
     found[tuple(slice(n) for n in x.shape)] = x
     return found
@@ -60,16 +61,18 @@ def in_a_larger_array(*, garbage: bool) -> tuple[Rollouts, Reward]:
     def any_below(top: int, shape: tuple[int, ...]) -> np.ndarray | int:
         return rng.integers(0, top, shape) if garbage else 0
 
-    def by_row(x: np.ndarray, fill: np.ndarray | float) -> np.ndarray:
-        x = np.asarray(x).reshape(P, G, *x.shape[1:])
+    def by_row(x: Array | np.ndarray, fill: np.ndarray | float) -> np.ndarray:
+        x = x.reshape(P, G, *x.shape[1:])
         return into(wide[: x.ndim], x, fill).reshape(ROOMY_ROWS, *wide[2 : x.ndim])
 
     length = by_row(ROLLOUTS.length, 1 + any_below(wide[2], wide[:2]))
     sampled = by_row(np.ones(P * G, bool), False)
     unscored = (np.arange(wide[2])[None] < length[:, None]) & ~sampled[:, None]
     asked = ROLLOUTS.prompts
-    rollouts = Rollouts(
-        prompts=Prompts(
+    rollouts = tiny.record(
+        Rollouts,
+        prompts=tiny.record(
+            Prompts,
             tokens=into(narrow, asked.tokens, any_below(V, narrow)),
             length=into(narrow[:1], asked.length, 1 + any_below(narrow[1], narrow[:1])),
             draw=np.arange(prompts, dtype=np.int32),
@@ -85,7 +88,7 @@ def in_a_larger_array(*, garbage: bool) -> tuple[Rollouts, Reward]:
         logp_full=by_row(ROLLOUTS.logp_full, nan),
         version=np.zeros(ROOMY_ROWS, np.int32),
     )
-    return rollouts, Reward(outcome=by_row(REWARD.outcome, nan), valid=sampled)
+    return rollouts, tiny.record(Reward, outcome=by_row(REWARD.outcome, nan), valid=sampled)
 
 
 def shuffled(rollouts: Rollouts, reward: Reward, *, prompts: bool) -> tuple[Rollouts, Reward]:
@@ -99,10 +102,16 @@ def shuffled(rollouts: Rollouts, reward: Reward, *, prompts: bool) -> tuple[Roll
     return moved, jax.tree.map(lambda x: x[order], reward)
 
 
+def ragged(rollouts: Rollouts, reward: Reward) -> tuple[Rollouts, Reward]:
+    """The rows that could not be scored answer no prompt at all, so that prompts have four rows or none."""
+    return rollouts.replace(prompt=np.where(reward.valid, rollouts.prompt, -1)), reward
+
+
 ROOMY = {
     "wider arrays": in_a_larger_array(garbage=False),
     "garbage in the padding": in_a_larger_array(garbage=True),
     "rows in any order": shuffled(*in_a_larger_array(garbage=False), prompts=False),
+    "rows that answer no prompt": ragged(*shuffled(*in_a_larger_array(garbage=True), prompts=False)),
     "prompts in any order": shuffled(*in_a_larger_array(garbage=True), prompts=True),
 }
 
@@ -162,7 +171,9 @@ def slopes(logp: Array, rollouts: Rollouts, reward: Reward) -> dict[str, Array]:
     """Gradient of every recipe's loss in the log-probabilities of the tokens, from the records alone."""
     found = {}
     for name, recipe in RECIPES.items():
-        collected = Collected(rollouts=rollouts, reward=reward, logp_old=rollouts.logp_full, logp_ref=rollouts.logp - 0.1)
+        collected = Collected(
+            rollouts=rollouts, reward=reward, logp_old=rollouts.logp_full, logp_ref=rollouts.logp - 0.1
+        )
         labels, memory = train.label(collected, {}, recipe)
         values, _ = train.advantage(collected, labels, memory, recipe)
         batch = train.make_batch(collected, labels, values, recipe)
@@ -206,7 +217,7 @@ def test_groups_of_one_teach_nothing_and_spoil_nothing(exact):
 
 
 def test_nothing_that_could_be_scored_changes_nothing(exact):
-    nothing = Reward(outcome=np.full(P * G, np.nan, np.float32), valid=np.zeros(P * G, bool))
+    nothing = tiny.record(Reward, outcome=np.full(P * G, np.nan, np.float32), valid=np.zeros(P * G, bool))
     results = jax.device_get(exact(PARAMS, REFERENCE, ROLLOUTS, nothing))
     assert tiny.moves(PARAMS, results) == dict.fromkeys(RECIPES, 0.0)
     assert {results[name][1]["skipped"].item() for name in RECIPES} == {0}  # done, and not refused
@@ -274,6 +285,8 @@ def test_a_temperature_is_a_division_of_the_output_matrix():
 
     for name in names:
         slope = head_gradient(half, cold[name][0])
-        np.testing.assert_allclose(head_gradient(PARAMS, hot[name][0]), slope / 2, rtol=0, atol=2e-5 * np.abs(slope).max())
+        np.testing.assert_allclose(
+            head_gradient(PARAMS, hot[name][0]), slope / 2, rtol=0, atol=2e-5 * np.abs(slope).max()
+        )
     rest = [{name: ({**p, "head": 0.0}, m | {"grad_norm": 0.0}) for name, (p, m) in r.items()} for r in (cold, hot)]
     tiny.assert_same({**half, "head": 0.0}, *rest)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,14 @@ RECIPES = {**objectives.RECIPES, "grpo_without_penalty": objectives.grpo(beta=0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """For programs that are compiled once and run a few times on next to nothing."""
 
+Record = TypeVar("Record")
 Results = Mapping[str, tuple[Params, Metrics]]
 """Recipe -> parameters and metrics after one update."""
+
+
+def record(kind: type[Record], **fields: Any) -> Record:
+    """A record of numpy arrays, which the tests can index and change."""
+    return kind(**fields)
 
 
 def settings(recipe: objectives.Recipe, **changes: Any) -> Gradient:
@@ -56,8 +62,9 @@ def rows(seed: int = 0) -> Rollouts:
     length[3], mask[3] = T, [False, True, True, True, True]
     logp = -rng.uniform(0.5, 4.0, (n, T)).astype(np.float32)
     prompts = rng.integers(0, V, (P, S)).astype(np.int32)
-    return Rollouts(
-        prompts=Prompts(tokens=prompts, length=(1 + count % S).astype(np.int32), draw=count, row=count),
+    return record(
+        Rollouts,
+        prompts=record(Prompts, tokens=prompts, length=(1 + count % S).astype(np.int32), draw=count, row=count),
         prompt=np.repeat(count, G),
         sample=np.tile(np.arange(G, dtype=np.int32), P),
         tokens=rng.integers(0, V, (n, T)).astype(np.int32),
@@ -74,7 +81,7 @@ def rewards(seed: int = 0) -> Reward:
     """Rewards 0, 1/2 and 1; those of prompt 2 are all equal."""
     outcome = np.random.default_rng(seed).integers(0, 3, P * G).astype(np.float32) / 2
     outcome[2 * G : 3 * G] = 0.5
-    return Reward(outcome=outcome, valid=np.ones(P * G, bool))
+    return record(Reward, outcome=outcome, valid=np.ones(P * G, bool))
 
 
 def batch_of(rollouts: Rollouts, reward: Reward, change: Gradient, reference: Params) -> Batch:
@@ -111,7 +118,8 @@ def program(**changes: Any) -> Callable[..., Results]:
 
 
 STOP = 1
-ASKED = Prompts(
+ASKED = record(
+    Prompts,
     tokens=np.random.default_rng(3).integers(0, V, (P, S)).astype(np.int32),
     length=(1 + np.arange(P) % S).astype(np.int32),
     draw=np.arange(P, dtype=np.int32),
@@ -144,7 +152,7 @@ def step_program(mesh: Mesh | None = None) -> Callable[..., tuple[TrainState, Me
 
 
 def laid_out(state: TrainState, mesh: Mesh) -> TrainState:
-    """`state` on `mesh`: parameters, and what the optimiser keeps of each of them, by their rules; the rest everywhere."""
+    """`state` on `mesh`: parameters, and what the optimiser keeps of each, by their rules; the rest everywhere."""
     names, shape = models.axes(MODEL), jax.tree.structure(state.params)
 
     def lay(part: Any) -> Any:

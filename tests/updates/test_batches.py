@@ -7,10 +7,24 @@ import pytest
 
 from grpo_jax.types import Batch, Prompts, Reward, Rollouts
 from grpo_jax.updates import batches
+from tests.laws.tiny import record
 
 PROMPT = np.array([2, 0, 0, 3, 2, 1, 0, 3, 2, 1], np.int32)  # ten rows of four prompts, at most three a prompt
 P, G, N, T, L = 4, 3, len(PROMPT), 2, 5
-ORDER = [1, 2, 6, 5, 9, None, 0, 4, 8, 3, 7, None]  # by prompt, rows of a prompt in their order; prompts 1 and 3 have two
+ORDER = [
+    1,
+    2,
+    6,
+    5,
+    9,
+    None,
+    0,
+    4,
+    8,
+    3,
+    7,
+    None,
+]  # by prompt, rows of a prompt in their order; prompts 1 and 3 have two
 
 
 def batch(prompt: np.ndarray = PROMPT, *, levels: int = 0) -> Batch:
@@ -18,8 +32,9 @@ def batch(prompt: np.ndarray = PROMPT, *, levels: int = 0) -> Batch:
     n = len(prompt)
     number, place = np.arange(n, dtype=np.int32), np.arange(n * T, dtype=np.float32).reshape(n, T)
     asked = np.arange(P, dtype=np.int32)
-    rollouts = Rollouts(
-        prompts=Prompts(tokens=asked[:, None], length=np.ones(P, np.int32), draw=asked, row=asked),
+    rollouts = record(
+        Rollouts,
+        prompts=record(Prompts, tokens=asked[:, None], length=np.ones(P, np.int32), draw=asked, row=asked),
         prompt=prompt,
         sample=number,
         tokens=place.astype(np.int32),
@@ -31,7 +46,8 @@ def batch(prompt: np.ndarray = PROMPT, *, levels: int = 0) -> Batch:
         version=number,
         experts=np.broadcast_to(number[None, :, None, None], (L, n, T, 1)),
     )
-    record = Batch(
+    rows = record(
+        Batch,
         rollouts=rollouts,
         mask=rollouts.mask,
         weight={"w": place + 1, "v": np.ones((n, T), np.float32)},
@@ -39,11 +55,11 @@ def batch(prompt: np.ndarray = PROMPT, *, levels: int = 0) -> Batch:
         logp_old=place,
         logp_behavior=place,
         group=np.stack([prompt, number, number][:levels]) if levels else prompt,
-        reward=Reward(outcome=number.astype(np.float32), valid=np.ones(n, bool), components={"c": place[:, 0]}),
+        reward=record(Reward, outcome=number.astype(np.float32), valid=np.ones(n, bool), components={"c": place[:, 0]}),
         select={"s": np.ones((n, T), bool)},
         coef={"beta": np.float32(0.1)},
     )
-    return jax.tree.map(jnp.asarray, record)
+    return jax.tree.map(jnp.asarray, rows)
 
 
 def arranged(**kwargs) -> Batch:
@@ -77,7 +93,9 @@ def test_flat_again_every_row_is_what_it_was(levels):
     for name in ("advantage", "logp_old", "logp_behavior", "mask"):
         np.testing.assert_array_equal(getattr(after, name)[np.array(kept)], getattr(before, name)[np.array(rows)])
     np.testing.assert_array_equal(after.weight["w"][np.array(kept)], before.weight["w"][np.array(rows)])
-    np.testing.assert_array_equal(after.reward.components["c"][np.array(kept)], before.reward.components["c"][np.array(rows)])
+    np.testing.assert_array_equal(
+        after.reward.components["c"][np.array(kept)], before.reward.components["c"][np.array(rows)]
+    )
     np.testing.assert_array_equal(after.rollouts.prompt[np.array(kept)], before.rollouts.prompt[np.array(rows)])
     np.testing.assert_array_equal(after.group[..., np.array(kept)], before.group[..., np.array(rows)])
     experts, expected = after.rollouts.experts, before.rollouts.experts
@@ -103,7 +121,7 @@ def test_minibatches_are_whole_prompts_and_sum_to_the_batch():
     np.testing.assert_array_equal(pieces[0].rollouts.prompts.draw, [3, 0])
     np.testing.assert_array_equal(pieces[0].rollouts.sample[:, :2], [[3, 7], [1, 2]])
     # the weights 1 .. 20 sum to 210, wherever they stand
-    assert sum(float(piece.weight["w"].sum()) for piece in pieces) == 210.0
+    assert sum(np.asarray(piece.weight["w"]).sum() for piece in pieces) == 210.0
     assert pieces[1].coef == rows.coef
 
 
@@ -111,8 +129,8 @@ def test_micro_batches_take_every_kth_prompt():
     parts = batches.split(arranged(), 2)
     np.testing.assert_array_equal(parts.rollouts.prompts.draw, [[0, 2], [1, 3]])
     np.testing.assert_array_equal(parts.rollouts.sample[0, 0], [1, 2, 6])
-    assert float(parts.weight["w"].sum()) == 210.0
-    np.testing.assert_array_equal(parts.coef["beta"], np.float32([0.1, 0.1]))
+    assert np.asarray(parts.weight["w"]).sum() == 210.0
+    np.testing.assert_array_equal(parts.coef["beta"], np.full(2, 0.1, np.float32))
     part = jax.tree.map(lambda x: x[1], parts)
     flat = batches.flatten(part, levels=False)
     np.testing.assert_array_equal(flat.rollouts.prompt, [0, 0, 0, 1, 1, 1])  # numbered anew
@@ -122,17 +140,16 @@ def test_micro_batches_take_every_kth_prompt():
 def test_a_row_of_some_weight_without_a_place_spoils_every_weight():
     crowded = np.zeros(N, np.int32)
     crowded[4:] = PROMPT[4:]  # prompt 0 has five rows
-    record = batch(crowded)
-    for weight in batches.arrange(record, G).weight.values():
+    for weight in batches.arrange(batch(crowded), G).weight.values():
         assert np.isnan(weight).all()
 
 
 @pytest.mark.parametrize("number", [-1, P])
 def test_a_row_of_no_weight_needs_no_place(number):
-    nobody = np.concatenate([PROMPT, np.int32([number, number])])
-    record = batch(nobody)
+    nobody = np.concatenate([PROMPT, np.full(2, number, np.int32)])
+    rows = batch(nobody)
     counts = np.arange(len(nobody)) < N
-    record = record.replace(weight={name: jnp.where(counts[:, None], w, 0) for name, w in record.weight.items()})
-    rows = batches.arrange(record, G)
-    assert float(rows.weight["w"].sum()) == 210.0
+    rows = rows.replace(weight={name: jnp.where(counts[:, None], w, 0) for name, w in rows.weight.items()})
+    rows = batches.arrange(rows, G)
+    assert np.asarray(rows.weight["w"]).sum() == 210.0
     assert not set(np.asarray(rows.rollouts.sample)[np.asarray(rows.reward.valid)]) & {N, N + 1}

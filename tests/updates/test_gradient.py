@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import objectives, train
+from grpo_jax import models, objectives, train
 from grpo_jax.objectives import Part, Recipe, ppo_clip, scale, token_mean, where
 from grpo_jax.types import Array, Batch, Metrics, TokenStats, TrainState
 from grpo_jax.updates import Gradient, Optimizer, update
@@ -119,20 +119,21 @@ def test_a_prepare_step_sees_the_whole_update_however_small_its_micro_batches(ba
     tiny.assert_same(tiny.policy(), a, b, rtol=1e-4)
 
 
-def test_the_gap_is_that_of_the_first_update_alone(once, batch):
-    """Later ones have moved away from the sampler on purpose; here rows are 0.25 nats off and all of the batch is watched."""
-    state, _ = once(train.start(tiny.policy(), ONCE), batch, KEY)
-    assert state.skipped == 0
-    _, metrics = once(train.start(tiny.policy(), ONCE), on_policy(batch, 0.25), KEY)
+def test_the_gap_between_sampler_and_trainer_is_seen_at_the_first_update(once, still, batch):
+    """Every row is 0.25 nats off; rows that could not be scored count nowhere."""
+    _, metrics = still(train.start(tiny.policy(), STILL), on_policy(batch, 0.25), KEY)
+    unscored = np.arange(P * G)[:, None] == 1
+    nearly = on_policy(batch, jnp.where(unscored, jnp.inf, 0.25))
+    nearly = nearly.replace(reward=batch.reward.replace(valid=jnp.asarray(~unscored[:, 0])))
+    _, alone = once(train.start(tiny.policy(), ONCE), nearly, KEY)
     for name in ("logp_gap/mean", "logp_gap/p99", "logp_gap/max"):
-        np.testing.assert_allclose(metrics[name], 0.25, rtol=1e-4)
+        np.testing.assert_allclose((metrics[name], alone[name]), 0.25, rtol=1e-4)
 
 
-def on_policy(batch: Batch, off: float) -> Batch:
+def on_policy(batch: Batch, off: Array | float) -> Batch:
     """Rows that were sampled by `tiny.policy()`, but for `off` nats."""
-    from grpo_jax import models
-
-    logp = jax.jit(partial(models.logprobs, temperature=1.0), static_argnums=1)(tiny.policy(), tiny.MODEL, batch.rollouts).logp
+    score = jax.jit(partial(models.logprobs, temperature=1.0), static_argnums=1)
+    logp = score(tiny.policy(), tiny.MODEL, batch.rollouts).logp
     return batch.replace(rollouts=batch.rollouts.replace(logp_full=logp - off), logp_old=logp)
 
 
@@ -141,24 +142,24 @@ def on_policy(batch: Batch, off: float) -> Batch:
 
 def poison(batch: Batch, name: str, value: float) -> Batch:
     """`batch` with one bad number, at a token that counts."""
-    row, place = 1, 0
-    assert batch.mask[row, place] and batch.weight["grpo_jax.objectives.aggregation.sequence_mean_token_mean(empty='count')"][row, place]
-    return batch.replace(**{name: getattr(batch, name).at[row, place].set(value)})
+    assert all(weight[1, 0] > 0 for weight in batch.weight.values())
+    return batch.replace(**{name: getattr(batch, name).at[1, 0].set(value)})
 
 
-def bad_batches(batch: Batch) -> dict[str, Batch]:
+def spoilt(batch: Batch, case: str) -> Batch:
     rollouts = batch.rollouts
     crowded = rollouts.prompt.at[5].set(0)  # a fifth row of the first prompt, which has places for four
-    return {
+    cases = {
         "a nan advantage": poison(batch, "advantage", jnp.nan),
         "an infinite advantage": poison(batch, "advantage", jnp.inf),
         "a nan log-probability of the old policy": poison(batch, "logp_old", jnp.nan),
         "an infinite weight": batch.replace(weight=jax.tree.map(lambda w: w.at[1, 0].set(jnp.inf), batch.weight)),
         "a finite loss with a gradient past float32": batch.replace(
-            advantage=jnp.where(batch.mask, 1e30, 0.0), logp_old=batch.logp_old * 0 - 20.0
+            advantage=jnp.full((P * G, T), -1e28), logp_old=jnp.full((P * G, T), -20.0)
         ),
         "a row without a place": batch.replace(rollouts=rollouts.replace(prompt=crowded)),
     }
+    return cases[case]
 
 
 BAD = (
@@ -173,10 +174,11 @@ BAD = (
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_not_finite_reaches_neither_parameters_nor_optimiser(once, batch, state, case):
-    bad = bad_batches(batch)[case]
+    bad = spoilt(batch, case)
     after, metrics = once(state, bad, KEY)
     assert_identical((after.params, after.opt_state), (state.params, state.opt_state))
     assert metrics["skipped"] == 1 and metrics["skipped/consecutive"] == 1
+    assert np.isfinite(metrics["loss"]) == (case == "a finite loss with a gradient past float32")
     again, metrics = once(after, bad, KEY)
     assert again.skipped == 2 and metrics["skipped/consecutive"] == 2
     good, metrics = once(again, batch, KEY)

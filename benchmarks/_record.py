@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def circumstances() -> dict[str, Any]:
     """Commit, date, processor, cores and versions of this process."""
-    import jax
-
     root = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False)
