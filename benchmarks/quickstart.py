@@ -48,9 +48,7 @@ def main() -> None:
     seeds = parser.parse_args().seeds
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        runs = [
-            measure(root / f"seed{seed}", root / f"cache{seed}", "--set", f"seed={seed}") for seed in range(seeds)
-        ]
+        runs = [measure(root / f"seed{seed}", root / f"cache{seed}", "--set", f"seed={seed}") for seed in range(seeds)]
         warm = measure(root / "warm", root / "cache0", "--set", "seed=0")
         control = measure(root / "control", root / "cache_control", "--variant", "supervised_only")
     numbers = [name for name in runs[0] if name != "state_digest"]

@@ -84,6 +84,20 @@ class Saving:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """How text rewards run. Those of the library run in this process; with one of the user's, all run in workers.
+
+    A pair of record and reward that takes longer than `timeout_s` seconds, or kills its worker, is lost alone: its row
+    counts nowhere. More than `failure_share` of the last 1,024 rows lost so stop the run.
+    """
+
+    workers: int | None = None  # processes; None: one for each core
+    timeout_s: float = 10.0
+    memory_mb: int = 2048  # of a worker, beyond what it takes to load the rewards
+    failure_share: float = 0.2
+
+
+@dataclass(frozen=True)
 class Experiment:
     """All of a run. `reward` scores token ids inside the compiled step; `text_rewards` score decoded text.
 
@@ -104,6 +118,7 @@ class Experiment:
     warm_start: WarmStart | None = None
     evaluation: Evaluation = Evaluation()
     saving: Saving = Saving()
+    scoring: Scoring = Scoring()
     mesh: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,16 @@ from grpo_jax.data import Task, records
 from grpo_jax.evaluate import summarize
 from grpo_jax.lifeline import DataError
 from grpo_jax.models import ModelConfig
-from grpo_jax.rewards.text import DisagreementError, Record, TextRewards, compare_twins, find_answer, score
+from grpo_jax.rewards.pool import Pool
+from grpo_jax.rewards.text import (
+    DisagreementError,
+    Record,
+    Scores,
+    TextRewards,
+    compare_twins,
+    find_answer,
+    score,
+)
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import place_rows
 from grpo_jax.train import Stream, TokenReward, host, stream
@@ -34,6 +43,11 @@ class Judge:
     seed: int
     prompts: Prompts  # the held-out set; small evaluations take its beginning
     mesh: Mesh | None = None
+    pool: Pool | None = None  # the processes that score; None: this one
+
+    def score(self, rows: Sequence[Record]) -> tuple[Reward, Scores]:
+        """Apply the text rewards to every record."""
+        return score(rows, self.text_rewards) if self.pool is None else self.pool.score(rows)
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ def answer(params: Params, prompts: Prompts, samples: int, judge: Judge, *, gree
     rows = [_joined(results[s * each : (s + 1) * each], count) for s in range(samples)]
     rollouts, token_reward = _joined(rows, samples * count)
     texts = records(judge.task, rollouts)
-    reward, _ = score(texts, judge.text_rewards)
+    reward, _ = judge.score(texts)
     if token_reward is not None:
         _check_twins(token_reward, reward, texts)
 

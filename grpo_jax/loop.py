@@ -8,13 +8,13 @@ resume.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from grpo_jax import heldout, objectives
 from grpo_jax.alerts import Alerts
@@ -29,7 +29,10 @@ from grpo_jax.heldout import Judge
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Exit, Guard, Heartbeat, Preempted, RunStopped, Signals, write_dump
 from grpo_jax.models import axes
-from grpo_jax.rewards.text import Scores, score, status_counts
+from grpo_jax.objectives import functions
+from grpo_jax.rewards.guards import FailureLimit
+from grpo_jax.rewards.pool import Pool
+from grpo_jax.rewards.text import Scores, status_counts
 from grpo_jax.samples import heldout_records, rollout_records
 from grpo_jax.sharding import make_mesh, place, place_rows, replicate
 from grpo_jax.train import Stream, grpo_step, host, init_state, learn_rows, sample_rows, start, stream, supervised_step
@@ -53,8 +56,12 @@ def run(experiment: Experiment, run_dir: str | Path | None = None, fresh: bool =
     folder = open_folder(Path(run_dir or Path("runs") / experiment.name), experiment, fresh=fresh)
     display = choose(process_index=jax.process_index(), plan=plan(experiment))
     try:
-        with Signals() as signals, Heartbeat(folder.path / "stacks.txt", STEP_LIMIT_S, COMPILE_LIMIT_S) as heartbeat:
-            session = Session(experiment, folder, signals, heartbeat, prompts, display)
+        with (
+            Signals() as signals,
+            Heartbeat(folder.path / "stacks.txt", STEP_LIMIT_S, COMPILE_LIMIT_S) as heartbeat,
+            workers(experiment) as pool,
+        ):
+            session = Session(experiment, folder, signals, heartbeat, judge(experiment, prompts, pool), display)
             state, position, meta = session.restore()
             if position.phase == 0 and experiment.warm_start:
                 state, meta = session.warm_start(experiment.warm_start, state, position.step, meta)
@@ -72,6 +79,32 @@ def plan(experiment: Experiment) -> Plan:
     warm, train = experiment.warm_start, experiment.train
     steps = {"warm_start": warm.limit if warm else 0, "grpo": train.steps}
     return Plan(experiment.name, steps, rows=train.prompts * train.group_size)
+
+
+def workers(experiment: Experiment) -> AbstractContextManager[Pool | None]:
+    """The processes that score text, if a reward is the user's own; None where all are the library's."""
+    scoring, rewards = experiment.scoring, experiment.text_rewards
+    own = [
+        f for reward, _ in rewards.values() for f, _ in functions(reward) if not f.__module__.startswith("grpo_jax.")
+    ]
+    if not own:
+        return nullcontext()
+    return Pool(rewards, workers=scoring.workers, timeout_s=scoring.timeout_s, memory_mb=scoring.memory_mb)
+
+
+def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) -> Judge:
+    """What evaluates the policies of `experiment` on the held-out `prompts`."""
+    return Judge(
+        task=experiment.data,
+        model=experiment.model,
+        sampling=experiment.sampling,
+        text_rewards=experiment.text_rewards,
+        reward=experiment.reward,
+        seed=experiment.seed,
+        prompts=prompts,
+        mesh=None if experiment.mesh is None else make_mesh(experiment.mesh),
+        pool=pool,
+    )
 
 
 def problems(experiment: Experiment) -> Prompts:
@@ -94,25 +127,16 @@ class Session:
         folder: RunFolder,
         signals: Signals,
         heartbeat: Heartbeat,
-        prompts: Prompts,
+        judge: Judge,
         display: Display,
     ) -> None:
         self.experiment, self.folder, self.signals, self.heartbeat = experiment, folder, signals, heartbeat
         self.display, self.alerts = display, Alerts(settings(experiment))
-        self.mesh: Mesh | None = None if experiment.mesh is None else make_mesh(experiment.mesh)
+        self.judge, self.mesh = judge, judge.mesh
         self.step = step_settings(experiment)
         self.seed = np.int32(experiment.seed)
         self.guard = Guard(experiment.train.skip_limit)
-        self.judge = Judge(
-            task=experiment.data,
-            model=experiment.model,
-            sampling=experiment.sampling,
-            text_rewards=experiment.text_rewards,
-            reward=experiment.reward,
-            seed=experiment.seed,
-            prompts=prompts,
-            mesh=self.mesh,
-        )
+        self.failures = FailureLimit(share=experiment.scoring.failure_share)
         self.clock = time.monotonic()
         self._block: tuple[int, Demonstrations] | None = None
 
@@ -253,8 +277,10 @@ class Session:
 
         def two_halves(state: TrainState, prompts: Prompts) -> Stepped:
             rollouts = sample(state.params, place_rows(prompts, mesh), keys[0], state.step)
-            reward, scores = score(records(self.experiment.data, host(rollouts)), self.judge.text_rewards)
+            rows = records(self.experiment.data, host(rollouts))
+            reward, scores = self.judge.score(rows)
             _check_scored(reward, scores)
+            self.failures.check(rows, scores)
             return *learn(state, rollouts, place_rows(reward, mesh), keys[1], reference=reference), scores
 
         return two_halves

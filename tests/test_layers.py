@@ -26,7 +26,10 @@ STEPS = (
     ("3 training", ("train", "updates", "checkpoint", "lifeline", "journal", "compiled")),
     ("4 tasks", ("data", "text", "evaluate", "rewards")),
     ("4 testing", ("testing",)),
-    ("5 runs", ("experiment", "overrides", "folder", "heldout", "samples", "loop", "finish", "report", "alerts", "display", "plan")),
+    (
+        "5 runs",
+        tuple("experiment overrides folder heldout samples loop finish report alerts display plan".split()),
+    ),
     ("6 command line", ("cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

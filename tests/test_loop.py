@@ -20,8 +20,10 @@ from grpo_jax.checkpoint import Checkpoints, abstract, state_digest
 from grpo_jax.compiled import compiled, traces
 from grpo_jax.experiment import Experiment, Train, step_settings, warm_settings
 from grpo_jax.heldout import Judge
+from grpo_jax.loop import workers
 from grpo_jax.train import grpo_step, init_state, start, supervised_step
 from grpo_jax.types import Params, Rollouts, TrainState
+from tests.rewards import odd
 from tests.system.small_run import PLAIN, VARIANTS
 
 SEED = 3
@@ -363,3 +365,11 @@ def test_imitation_draws_its_demonstrations_by_number(tmp_path: Path, monkeypatc
     monkeypatch.setattr(loop, "BLOCK", 20)
     again = grpo_jax.run(dataclasses.replace(PLAIN, train=dataclasses.replace(PLAIN.train, steps=0)), tmp_path / "b")
     assert summary.state_digest == again.state_digest
+
+
+def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
+    with workers(PLAIN) as pool:
+        assert pool is None
+    own = dataclasses.replace(PLAIN, text_rewards={**PLAIN.text_rewards, "own": (odd.length, 0.0)})
+    with workers(own) as pool:
+        assert pool is not None
