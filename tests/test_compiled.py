@@ -1,5 +1,8 @@
 """One program for one description, and every trace is counted."""
 
+import importlib.util
+import linecache
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -9,6 +12,7 @@ from jax.sharding import Mesh
 
 from grpo_jax import compiled as module
 from grpo_jax.compiled import compiled, forget, keep_programs, traces
+from grpo_jax.objectives import describe
 from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Array
 
@@ -93,12 +97,20 @@ def test_settings_that_cannot_be_described_are_refused():
         compiled(grown, settings=lambda x: x)
 
 
-def test_a_function_edited_under_its_name_is_another_program():
-    first = compiled(grown, settings=power)
-    other: dict[str, object] = {"Array": jax.Array, "__name__": __name__}
-    exec("def power(x, *, exponent=2):\n    return -(x**exponent)\n", other)
-    edited = other["power"]
-    assert callable(edited)
+def test_a_function_edited_under_its_name_is_another_program(tmp_path):
+    def loaded(text: str) -> Callable[..., jax.Array]:
+        (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+        linecache.checkcache()
+        spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.power
+
+    first = compiled(grown, settings=loaded("def power(x):\n    return x\n"))
+    edited = loaded("def power(x):\n    return -1.0 * x  # and longer\n")
+    assert describe(edited) == "mine.power"
     assert compiled(grown, settings=edited) is not first
 
 

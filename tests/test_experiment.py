@@ -11,7 +11,8 @@ import pytest
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart, settings, step_settings, warm_settings
 from grpo_jax.objectives import dapo, grpo
 from grpo_jax.train import IMITATION
-from tests.system.small_run import PLAIN, digits_in_text
+from tests.system.small_run import PLAIN
+from tests.system.small_text import digits_in_text
 
 
 def changed(**changes: Any) -> Experiment:

@@ -68,7 +68,11 @@ def test_arrays_are_lists_and_jax_arrays_and_bfloat16_are_numbers():
     assert plain(record) == {"a": [[0, 1], [2, 3]], "j": 2.5, "h": 0.5, "n": None}
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, {"a": {2}}, np.array(["x"]), 1j, b"x"], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1: 2}, {"a": {2}}, np.array(["x"]), 1j, b"x"],
+    ids=["object", "number as key", "set", "array of text", "complex", "bytes"],
+)
 def test_what_json_does_not_have_is_refused(value):
     with pytest.raises(ValueError, match="record"):
         encode({"x": value})

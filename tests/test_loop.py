@@ -18,13 +18,14 @@ import grpo_jax
 from grpo_jax import heldout, lifeline, loop
 from grpo_jax.checkpoint import Checkpoints, abstract, state_digest
 from grpo_jax.compiled import compiled, traces
+from grpo_jax.data import Chain
 from grpo_jax.experiment import Experiment, Train, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.loop import workers
 from grpo_jax.train import grpo_step, init_state, start, supervised_step
 from grpo_jax.types import Params, Rollouts, TrainState
 from tests.rewards import odd
-from tests.system.small_run import PLAIN, VARIANTS
+from tests.system.small_run import DATA, PLAIN, VARIANTS
 
 SEED = 3
 
@@ -368,8 +369,14 @@ def test_imitation_draws_its_demonstrations_by_number(tmp_path: Path, monkeypatc
 
 
 def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
-    with workers(PLAIN) as pool:
+    with workers(dataclasses.replace(PLAIN, text_rewards=DATA.text_rewards())) as pool:
         assert pool is None
-    own = dataclasses.replace(PLAIN, text_rewards={**PLAIN.text_rewards, "own": (odd.length, 0.0)})
-    with workers(own) as pool:
+    with workers(dataclasses.replace(PLAIN, text_rewards={"own": (odd.length, 1.0)}, warm_start=None)) as pool:
+        assert pool is not None
+
+
+def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
+    with loop.workers(dataclasses.replace(PLAIN, text_rewards=Chain().text_rewards())) as pool:
+        assert pool is None
+    with loop.workers(dataclasses.replace(PLAIN, text_rewards={"accuracy": (odd.length, 1.0)})) as pool:
         assert pool is not None

@@ -13,11 +13,11 @@ from grpo_jax.data import Chain
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import grpo
-from grpo_jax.rewards.text import Record
 from grpo_jax.rewards.tokens import combine
 from grpo_jax.sampling import Sampling
 from grpo_jax.types import Array, Rollouts
 from grpo_jax.updates import Optimizer
+from tests.system.small_text import always, digits_in_text, right_in_text
 
 
 def right(rollouts: Rollouts) -> Array:
@@ -29,22 +29,6 @@ def digits(rollouts: Rollouts) -> Array:
     """f32[N], tokens below 10."""
     inside = jnp.arange(rollouts.tokens.shape[1])[None, :] < rollouts.length[:, None]
     return (inside & (rollouts.tokens < 10)).sum(axis=1).astype(jnp.float32)
-
-
-def right_in_text(record: Record) -> float:
-    """The twin of `right`."""
-    return float(record.tokens[0] < 7)
-
-
-def digits_in_text(record: Record) -> float:
-    """The twin of `digits`."""
-    return float(sum(token < 10 for token in record.tokens))
-
-
-def always(record: Record) -> float:
-    """A twin of nothing: what `right` says of some rows and not of others."""
-    del record
-    return 1.0
 
 
 DATA = Chain(operands=3)
