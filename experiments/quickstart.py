@@ -53,8 +53,8 @@ EXPERIMENT = Experiment(
         rows=32,
         optimizer=IMITATION,
     ),
-    train=Train(steps=100, prompts=32, group_size=8, epochs=2, minibatches=2),
-    optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
+    train=Train(steps=160, prompts=32, group_size=8, epochs=2, minibatches=2),
+    optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
     evaluation=Evaluation(every=10, prompts=512, full_prompts=2048, samples=4),
     saving=Saving(every=20, warm_every=500),
 )

@@ -33,8 +33,8 @@ def summarise(experiment: Experiment, folder: RunFolder, state: TrainState, meta
         name=experiment.name,
         steps=experiment.train.steps,
         warm_steps=int(meta.get("warm_steps", 0)),
-        seconds=time.monotonic() - STARTED,
-        cpu_seconds=time.process_time(),
+        seconds=time.monotonic() - STARTED + _earlier(folder, "seconds"),
+        cpu_seconds=time.process_time() + _earlier(folder, "cpu_seconds"),
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         state_digest=state_digest({"params": state.params, "opt_state": state.opt_state, "step": state.step}),
         estimates={"before": _heldout(before), "after": _heldout(after)},
@@ -45,6 +45,11 @@ def summarise(experiment: Experiment, folder: RunFolder, state: TrainState, meta
     report.figure(folder.path / "figure.svg", metrics, title=experiment.name)
     _print(folder, summary, metrics)
     return summary
+
+
+def _earlier(folder: RunFolder, name: str) -> float:
+    """What the attempts before this one spent, up to their last line."""
+    return sum(row[name] for row in read(folder.path / "timing.jsonl") if row["attempt"] < folder.attempt)
 
 
 def _number(value: float | None) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import heldout, objectives
+from grpo_jax import STARTED, heldout, objectives
 from grpo_jax.alerts import Alerts
 from grpo_jax.checkpoint import abstract
 from grpo_jax.compiled import compiled
@@ -28,16 +28,28 @@ from grpo_jax.folder import Position, RunFolder, open_folder
 from grpo_jax.heldout import Judge
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Exit, Guard, Heartbeat, Preempted, RunStopped, Signals, write_dump
-from grpo_jax.models import axes
 from grpo_jax.objectives import functions
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.rewards.text import Scores, status_counts
 from grpo_jax.samples import heldout_records, rollout_records
-from grpo_jax.sharding import make_mesh, place, place_rows, replicate
-from grpo_jax.train import Stream, grpo_step, host, init_state, learn_rows, sample_rows, start, stream, supervised_step
+from grpo_jax.sharding import make_mesh, place_rows
+from grpo_jax.train import (
+    Stream,
+    grpo_step,
+    host,
+    init_state,
+    learn_rows,
+    place_state,
+    sample_rows,
+    start,
+    stream,
+    supervised_step,
+)
 from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, TrainState
 
+CHECKED = 1 << 17
+"""Draws that are compared with the held-out problems one by one; for later ones their class says that they differ."""
 BLOCK = 20
 """Warm start steps whose demonstrations are drawn at once."""
 Stepped = tuple[TrainState, Metrics, Batch, Scores | None]
@@ -113,7 +125,7 @@ def problems(experiment: Experiment) -> Prompts:
     prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
-    draws = max(train.steps * train.prompts, warm.limit * warm.rows if warm else 0)
+    draws = min(max(train.steps * train.prompts, warm.limit * warm.rows if warm else 0), CHECKED)
     assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws)
     return prompts
 
@@ -137,7 +149,7 @@ class Session:
         self.seed = np.int32(experiment.seed)
         self.guard = Guard(experiment.train.skip_limit)
         self.failures = FailureLimit(share=experiment.scoring.failure_share)
-        self.clock = time.monotonic()
+        self.clock = (STARTED, 0.0)  # wall and CPU seconds at the last line of the journals
         self._block: tuple[int, Demonstrations] | None = None
 
     # Beginning
@@ -145,9 +157,8 @@ class Session:
     def restore(self) -> tuple[TrainState, Position, dict[str, Any]]:
         """The state to go on from, where that is, and the notes kept with it."""
         warm = self.experiment.warm_start
-        fresh = self.laid_out(
-            init_state(int(self.seed), warm_settings(self.experiment, warm) if warm else self.step.gradient)
-        )
+        first = warm_settings(self.experiment, warm) if warm else self.step.gradient
+        fresh = place_state(init_state(int(self.seed), first), self.experiment.model, self.mesh)
         restored = self.folder.restore(abstract(fresh))
         if restored is None:
             return fresh, Position(0 if warm else 1, 0), {"warm_steps": 0}
@@ -156,23 +167,6 @@ class Session:
         place = f"{restored.meta['phase']} step {restored.meta['step']}"
         self.display.message(f"continuing {self.folder.path} behind {place}")
         return restored.state, Position.of(restored.meta), restored.meta
-
-    def laid_out(self, state: TrainState) -> TrainState:
-        """`state` on the mesh: parameters and what the optimiser keeps of them by their rules, the rest everywhere.
-
-        A restored array has its place. So has a fresh one, that a resumed run may find the programs of the first.
-        """
-        if self.mesh is None:
-            return jax.device_put(state, jax.local_devices()[0])
-        names = axes(self.experiment.model)
-        shape = jax.tree.structure(state.params)
-
-        def lay(part: object) -> object:
-            return place(part, self.mesh, names) if jax.tree.structure(part) == shape else replicate(part, self.mesh)
-
-        opt_state = jax.tree.map(lay, state.opt_state, is_leaf=lambda x: jax.tree.structure(x) == shape)
-        rest = replicate(state.replace(params={}, opt_state=()), self.mesh)
-        return rest.replace(params=lay(state.params), opt_state=opt_state)
 
     # Warm start
 
@@ -197,6 +191,7 @@ class Session:
                 if "gate_passed" in extra:
                     meta = {**meta, "warm_steps": done, "gate_passed": True}
                 self.write(position, host(metrics), extra)
+                self.folder.checkpoints.poll()
                 self.guard.check(
                     int(metrics["skipped/consecutive"]), step=done, dump=partial(self._dump, done, metrics)
                 )
@@ -204,7 +199,7 @@ class Session:
                 self.folder.save(position, state, meta)
             if leaving:
                 self._leave(position)
-        return self.laid_out(start(state.params, self.step.gradient)), meta
+        return place_state(start(state.params, self.step.gradient), self.experiment.model, self.mesh), meta
 
     def demonstrations(self, rows: int, step: int) -> Demonstrations:
         """Those of warm start step `step`, counted from 0. They are drawn `BLOCK` steps at a time, which is cheaper."""
@@ -329,9 +324,10 @@ class Session:
         """One line of metrics, one of times, one for the reader; the watchdog sees a finished step."""
         values = {name: float(value) for name, value in metrics.items()} | extra
         self.folder.metrics.write({**position.fields(), **values})
-        now = time.monotonic()
-        seconds, self.clock = now - self.clock, now
-        self.folder.timing.write({**position.fields(), "attempt": self.folder.attempt, "seconds": seconds})
+        now = (time.monotonic(), time.process_time())
+        (seconds, cpu), self.clock = (now[0] - self.clock[0], now[1] - self.clock[1]), now
+        timing = {"attempt": self.folder.attempt, "seconds": seconds, "cpu_seconds": cpu}
+        self.folder.timing.write({**position.fields(), **timing})
         self.heartbeat.beat()
         self.display.step(position.fields(), values, seconds={"step": seconds})
         for sentence in self.alerts.see({**position.fields(), **values}):

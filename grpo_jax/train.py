@@ -15,7 +15,7 @@ order of phases writes its own ten lines with the same functions.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,9 @@ from jax.sharding import Mesh
 from grpo_jax import advantages, groups, objectives
 from grpo_jax import metrics as measure
 from grpo_jax.groups import Memory
-from grpo_jax.models import init, logprobs
+from grpo_jax.models import ModelConfig, axes, init, logprobs
 from grpo_jax.sampling import Sampling, generate
+from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, TrainState
 from grpo_jax.updates import Gradient, build, update
 
@@ -87,6 +88,23 @@ def start(params: Params, settings: Gradient) -> TrainState:
 
     opt_state = build(settings.optimizer, settings.updates).init(params)
     return TrainState(params=params, opt_state=opt_state, step=zero(), cursor=zero(), skipped=zero())
+
+
+def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> TrainState:
+    """`state` on the mesh: parameters and what the optimiser keeps of each by their rules, the rest everywhere.
+
+    Without a mesh: on the first device, committed to it. A restored state is placed too, so it meets the same programs.
+    """
+    if mesh is None:
+        return jax.device_put(state, jax.local_devices()[0])
+    names, shape = axes(model), jax.tree.structure(state.params)
+
+    def lay(part: Any) -> Any:
+        return place(part, mesh, names) if jax.tree.structure(part) == shape else replicate(part, mesh)
+
+    opt_state = jax.tree.map(lay, state.opt_state, is_leaf=lambda x: jax.tree.structure(x) == shape)
+    rest = replicate(state.replace(params={}, opt_state=()), mesh)
+    return rest.replace(params=lay(state.params), opt_state=opt_state)
 
 
 def collect(

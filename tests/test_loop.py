@@ -18,7 +18,6 @@ import grpo_jax
 from grpo_jax import heldout, lifeline, loop
 from grpo_jax.checkpoint import Checkpoints, abstract, state_digest
 from grpo_jax.compiled import compiled, traces
-from grpo_jax.data import Chain
 from grpo_jax.experiment import Experiment, Train, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.loop import workers
@@ -372,11 +371,4 @@ def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
     with workers(dataclasses.replace(PLAIN, text_rewards=DATA.text_rewards())) as pool:
         assert pool is None
     with workers(dataclasses.replace(PLAIN, text_rewards={"own": (odd.length, 1.0)}, warm_start=None)) as pool:
-        assert pool is not None
-
-
-def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
-    with loop.workers(dataclasses.replace(PLAIN, text_rewards=Chain().text_rewards())) as pool:
-        assert pool is None
-    with loop.workers(dataclasses.replace(PLAIN, text_rewards={"accuracy": (odd.length, 1.0)})) as pool:
         assert pool is not None

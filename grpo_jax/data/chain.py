@@ -28,6 +28,7 @@ HELDOUT_SHARE = 16
 _TOKENIZER = CharacterTokenizer("0123456789+-*=")
 _ATTEMPTS = 4096
 _CHUNK = 4096
+_MOST = 1 << 20
 _NUMBERS, _OPERATORS, _COUNT = range(3)
 _STYLE, _DROP, _TAG = range(_ATTEMPTS, _ATTEMPTS + 3)  # hashed where attempts are, so numbered behind them
 
@@ -94,6 +95,8 @@ class Chain:
         """The first `count` distinct held-out problems in the stream that `name` seeds; `draw` says which draws."""
         if count is None or count < 1:
             raise ValueError(f"count: got {count}; allowed is 1 or more")
+        if count > _MOST:
+            raise ValueError(f"count: got {count}; allowed are 1 to {_MOST}; ask for fewer held-out problems")
         seed = text_hash(name)
         found: dict[bytes, int] = {}
         start = quiet_since = 0

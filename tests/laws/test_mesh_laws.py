@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from grpo_jax import models, objectives
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import RULES, make_mesh, place, place_rows, replicate
+from grpo_jax.train import place_state
 from grpo_jax.types import Array, Params, Prompts, Rollouts, TrainState
 from tests.laws import tiny
 from tests.laws.tiny import ASKED, MODEL, STOP, P
@@ -75,7 +76,7 @@ def steps(mesh: Mesh | None) -> tuple[TrainState, list]:
     """The state after the steps, and (batch, metrics) of each."""
     state, prompts, reference = tiny.begin(), ASKED, REFERENCE
     if mesh is not None:
-        state, prompts = tiny.laid_out(state, mesh), place_rows(prompts, mesh)
+        state, prompts = place_state(state, tiny.MODEL, mesh), place_rows(prompts, mesh)
         reference = place(reference, mesh, models.axes(MODEL))
     learn = tiny.step_program(mesh)
     seen = []
@@ -107,7 +108,8 @@ def test_whole_steps_are_those_of_one_device(steps_alone, shape):
     results, alone = ({"": (s.params, {})} for s in (jax.device_get(state), steps_alone[0]))
     assert tiny.moves(PARAMS, alone)[""] > 1e-2
     tiny.assert_same(PARAMS, alone, results, rtol=2e-4)
-    assert laid_out_alike(state, tiny.laid_out(state, mesh))  # as what went in: the next step is no other program
+    # As what went in: the next step is no other program.
+    assert laid_out_alike(state, place_state(state, tiny.MODEL, mesh))
 
 
 def test_the_sampler_and_the_trainer_agree_while_the_policy_moves(steps_alone):

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from grpo_jax import models, objectives, train
 from grpo_jax.sampling import Sampling
-from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, TrainState
 from grpo_jax.updates import Gradient, Optimizer
 
@@ -149,18 +148,6 @@ def step_program(mesh: Mesh | None = None) -> Callable[..., tuple[TrainState, Me
     """The whole step of `STEP`, jitted: ``(state, prompts, seed, reference=)``."""
     step = partial(train.grpo_step, settings=STEP, mesh=mesh)
     return jax.jit(step, donate_argnums=0, compiler_options=QUICK)
-
-
-def laid_out(state: TrainState, mesh: Mesh) -> TrainState:
-    """`state` on `mesh`: parameters, and what the optimiser keeps of each, by their rules; the rest everywhere."""
-    names, shape = models.axes(MODEL), jax.tree.structure(state.params)
-
-    def lay(part: Any) -> Any:
-        return place(part, mesh, names) if jax.tree.structure(part) == shape else replicate(part, mesh)
-
-    rest = replicate(state.replace(params={}, opt_state=()), mesh)
-    opt_state = jax.tree.map(lay, state.opt_state, is_leaf=lambda x: jax.tree.structure(x) == shape)
-    return rest.replace(params=lay(state.params), opt_state=opt_state)
 
 
 def moves(params: Params, results: Results) -> dict[str, float]:
