@@ -65,7 +65,7 @@ VARIANTS = {
         EXPERIMENT,
         name="quickstart-supervised",
         train=replace(EXPERIMENT.train, steps=0),
-        warm_start=WarmStart(steps=3000, limit=3000, gate=0.0, rows=32, optimizer=IMITATION),
+        warm_start=WarmStart(steps=4300, limit=4300, gate=0.0, rows=32, optimizer=IMITATION),
     ),
 }
 
