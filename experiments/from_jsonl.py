@@ -13,14 +13,14 @@ last one, whose first number has to be found in the head. GRPO then draws from a
 question and answer. The reward is a Python function of the decoded completion: 1 for the right answer, 0.2 for the
 format. The policy finds out that it pays to write down every step, and makes fewer slips in each.
 
-Accuracy on all 296 held-out questions, 4 samples each at temperature 1, with 95 % intervals; CPU seconds of the whole
-process on one core of an AMD EPYC server (with ``--set seed=SEED``; two to three minutes each beside other work):
+Accuracy on all 296 held-out questions, 4 samples each at temperature 1, with 95 % intervals; the whole process from a
+cold start on 2 cores of an AMD EPYC server (`benchmarks/from_jsonl.py`; ``--set seed=SEED``):
 
-    seed   after the warm start      after 100 GRPO steps      greedy            CPU s
-    0      47.0 % (43.1 to 51.0)     93.7 % (91.6 to 95.5)     69.9 to 98.0 %    94
-    1      48.3 % (44.1 to 52.6)     95.9 % (94.3 to 97.3)     62.2 to 99.0 %    94
-    2      40.2 % (36.1 to 44.3)     88.7 % (86.1 to 91.1)     53.4 to 97.0 %    98
-    3      45.4 % (41.6 to 49.6)     86.9 % (84.0 to 89.8)     60.5 to 90.9 %    92
+    seed   after the warm start      after 100 GRPO steps      greedy            s    CPU s
+    0      45.1 % (41.0 to 49.2)     94.9 % (93.5 to 96.3)     64.5 to 99.3 %    82   131
+    1      46.0 % (42.1 to 50.3)     92.9 % (90.8 to 95.0)     59.8 to 97.3 %    88   127
+    2      40.3 % (36.2 to 44.3)     86.6 % (83.9 to 89.2)     52.4 to 95.6 %    87   119
+    3      47.3 % (43.5 to 51.3)     90.3 % (87.8 to 92.7)     63.5 to 93.6 %    97   134
 
 More imitation instead does not get there: 3,400 supervised steps (seed 0, 97 CPU s, ``--set warm_start.gate=1 --set
 warm_start.limit=3400 --set warm_start.check_every=800``, which ends with exit code 3 because nothing passes that gate)
