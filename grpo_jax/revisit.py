@@ -49,9 +49,8 @@ def evaluate_again(
     seed = _checked_seed(experiment, seed)
     _check_count("--prompts", prompts)
     _check_count("--samples", samples)
-    asked = dataclasses.replace(
-        sizes, prompts=1, full_prompts=prompts, samples=samples
-    )  # the small ones of training are not made here
+    # `prompts` is the size of the small evaluations of training, which are not made here.
+    asked = dataclasses.replace(sizes, prompts=1, full_prompts=prompts, samples=samples)
     given = problems(dataclasses.replace(experiment, evaluation=asked))
     with visit(run, experiment) as kept, workers(experiment) as pool:
         restored = newest(kept, experiment)
@@ -132,12 +131,11 @@ def _row(text: Record, sample: int, scores: dict[str, float] | None, known: bool
 
 def sample_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """What `sample_again` returned, as text without control characters: a prompt, below it its completions."""
-    parts, before = [], None
+    parts = []
     for row in rows:
-        if row["sample"] == 0 or before is None:
+        if row["sample"] == 0:
             answer = "answer unknown" if row["answer"] is None else f"answer {report.clean(row['answer'])}"
-            before = row["prompt"]
-            parts.append(Text(f"{report.clean(before)}  ({answer})", style="bold", overflow="fold"))
+            parts.append(Text(f"{report.clean(row['prompt'])}  ({answer})", style="bold", overflow="fold"))
         scores = row["scores"]
         worth = "  ".join(f"{report.clean(name)} {value:.3g}" for name, value in (scores or {}).items())
         worth = worth or ("no score" if row["answer"] is not None else "")
