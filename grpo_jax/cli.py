@@ -1,5 +1,7 @@
 """The command line: ``grpo-jax train FILE [flags]``, and the same flags for ``python FILE``.
 
+``show RUN``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest checkpoint.
+
 Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage, 5 data or reward, 70 hang, 75
 preempted.
 """
@@ -13,9 +15,13 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from grpo_jax.lifeline import MEANINGS, Exit, RunStopped, say
+from grpo_jax.origin import Origin, origin_of
+
+if TYPE_CHECKING:
+    from grpo_jax.experiment import Experiment
 
 INTERRUPTED = 130
 """What a shell expects of a program that the user stopped with Ctrl-C."""
@@ -45,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument("file", metavar="FILE", help="Python file with an EXPERIMENT, and perhaps VARIANTS")
     _flags(train)
+    _show_flags(commands.add_parser("show", help="what is in the folder of a run: table, curves, alerts, completions"))
+    _eval_flags(commands.add_parser("eval", help="evaluate the newest checkpoint of a run again, in other sizes"))
+    _sample_flags(commands.add_parser("sample", help="print completions of the newest checkpoint of a run"))
     return _guarded(parser.parse_args(arguments))
 
 
@@ -58,17 +67,58 @@ def main_for(file: str, arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
+    _choices(parser)
+    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run; default runs/NAME")
+    parser.add_argument("--fresh", action="store_true", help="move an existing run aside and start anew")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print settings, sizes, memory and a scored example; train nothing"
+    )
+    parser.set_defaults(act=_train)
+
+
+def _choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="A.B=V", help="change a setting; may be repeated"
     )
     parser.add_argument("--variant", metavar="NAME", help="one of the VARIANTS of the file")
-    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run; default runs/NAME")
-    parser.add_argument("--fresh", action="store_true", help="move an existing run aside and start anew")
+
+
+def _show_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument("--samples", metavar="WHICH", help="completions too: worst, best, truncated or invalid")
+    parser.add_argument("--set-name", default="train", metavar="SET", help="train (the default) or heldout")
+    parser.add_argument("--step", type=int, metavar="N", help="step of the completions; default the newest")
+    parser.add_argument("--most", type=int, default=5, metavar="K", help="completions at most, default 5")
+    parser.set_defaults(act=_show)
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("--prompts", type=int, metavar="N", help="held-out problems; default evaluation.full_prompts")
+    parser.add_argument("--samples", type=int, metavar="K", help="completions of each; default evaluation.samples")
+    parser.set_defaults(act=_evaluate)
+
+
+def _sample_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument(
+        "--prompt", dest="prompts", nargs="+", action="extend", default=[], metavar="TEXT", help="default held-out ones"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="completions of each, default 1")
+    parser.add_argument("--temperature", type=float, metavar="T", help="default that of training; 0 is greedy")
+    parser.set_defaults(act=_sample)
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument("--file", metavar="FILE", help="file of the experiment; default the one the run was started by")
+    _choices(parser)
+    parser.add_argument("--seed", type=int, metavar="S", help="of the sampled tokens; default that of the run")
 
 
 def _guarded(parsed: argparse.Namespace) -> int:
     try:
-        return _train(parsed)
+        return parsed.act(parsed)
     except RunStopped as stop:
         say(f"stopped: {stop.sentence}")
         return int(stop.code)
@@ -85,20 +135,76 @@ def _guarded(parsed: argparse.Namespace) -> int:
 def _train(parsed: argparse.Namespace) -> int:
     # Imported here: a usage error needs no JAX.
     from grpo_jax.compiled import keep_programs
-    from grpo_jax.experiment import Experiment
     from grpo_jax.loop import run
-    from grpo_jax.overrides import override
+    from grpo_jax.plan import preview
 
     keep_programs()
-    module = load(Path(parsed.file))
-    experiment = _chosen(module, parsed.variant, parsed.file)
+    experiment = _experiment(parsed.file, parsed.variant, parsed.settings)
+    if parsed.dry_run:
+        _print(preview(experiment))
+        return int(Exit.DONE)
+    origin = Origin(str(Path(parsed.file).resolve()), parsed.variant, tuple(parsed.settings))
+    run(experiment, run_dir=parsed.run_dir, fresh=parsed.fresh, origin=origin)
+    return int(Exit.DONE)
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    from grpo_jax.show import overview, samples
+
+    _print(overview(Path(parsed.run)))
+    if parsed.samples is not None:
+        chosen = samples(
+            Path(parsed.run), which=parsed.samples, set_name=parsed.set_name, step=parsed.step, most=parsed.most
+        )
+        _print(f"\n{chosen}")
+    return int(Exit.DONE)
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    experiment = _of_run(parsed)
+    from grpo_jax.revisit import evaluate_again, evaluation_table
+
+    run, sizes = Path(parsed.run), {"prompts": parsed.prompts, "samples": parsed.samples, "seed": parsed.seed}
+    _print(f"{evaluation_table(evaluate_again(run, experiment, **sizes))}numbers in {run / 'eval.json'}\n")
+    return int(Exit.DONE)
+
+
+def _sample(parsed: argparse.Namespace) -> int:
+    experiment = _of_run(parsed)
+    from grpo_jax.revisit import sample_again, sample_page
+
+    how = {"samples": parsed.samples, "temperature": parsed.temperature, "seed": parsed.seed}
+    _print(sample_page(sample_again(Path(parsed.run), experiment, texts=parsed.prompts, **how)))
+    return int(Exit.DONE)
+
+
+def _print(page: str) -> None:
+    """`page` on standard output, with a question mark for what that cannot spell."""
+    spelling = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(page.encode(spelling, "replace").decode(spelling), end="", flush=True)
+
+
+def _of_run(parsed: argparse.Namespace) -> "Experiment":
+    """The experiment of a run that is there, made again from its file."""
+    origin = origin_of(Path(parsed.run), file=parsed.file, variant=parsed.variant, assignments=parsed.settings)
+    say(f"experiment: {origin.file}")
+    from grpo_jax.compiled import keep_programs
+
+    keep_programs()
+    return _experiment(origin.file, origin.variant, origin.assignments)
+
+
+def _experiment(file: str, variant: str | None, assignments: Sequence[str]) -> "Experiment":
+    from grpo_jax.experiment import Experiment
+    from grpo_jax.overrides import override
+
+    experiment = _chosen(load(Path(file)), variant, file)
     if not isinstance(experiment, Experiment):
         raise ValueError(
-            f"{parsed.file}: {'VARIANTS' if parsed.variant else 'EXPERIMENT'} holds a {type(experiment).__name__},"
+            f"{file}: {'VARIANTS' if variant else 'EXPERIMENT'} holds a {type(experiment).__name__},"
             " allowed is a grpo_jax.Experiment: write EXPERIMENT = Experiment(...)"
         )
-    run(override(experiment, parsed.settings), run_dir=parsed.run_dir, fresh=parsed.fresh)
-    return int(Exit.DONE)
+    return override(experiment, assignments)
 
 
 def load(path: Path) -> ModuleType:

@@ -14,10 +14,10 @@ from grpo_jax.checkpoint import Checkpoints, Restored
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.journal import Journal, read, sole_writer, write_json
 from grpo_jax.lifeline import say
+from grpo_jax.origin import CONFIG, Origin, held, stored
 from grpo_jax.types import TrainState
 
 PHASES = ("warm_start", "grpo")
-CONFIG = "config.json"
 BEFORE_CONFIG = (".lock", f"{CONFIG}.partial")
 """What a run killed in its first moments leaves behind."""
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -89,10 +89,11 @@ class RunFolder:
             self._held.close()
 
 
-def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False) -> RunFolder:
+def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False, origin: Origin | None = None) -> RunFolder:
     """The folder of a new run, or of one to continue: then its settings must be those of `experiment`.
 
     `fresh` moves an existing run aside (``NAME.1``, ``NAME.2``, ...) and starts anew; nothing is ever overwritten.
+    `origin` is written down for those who look at the run later; it may differ from one start to the next.
     Raises ValueError for a folder that holds a run with other settings or something else than a run, and RunStopped
     (code 4) for one in which another process works.
     """
@@ -110,7 +111,7 @@ def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False) -> R
     with ExitStack() as held:
         held.enter_context(sole_writer(path))
         config = _config(experiment)
-        _check_config(path / CONFIG, config)
+        _check_config(path / CONFIG, config, origin)
         identity = _identity(config)
         return RunFolder(
             path=path,
@@ -122,6 +123,26 @@ def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False) -> R
             identity=identity,
             _held=held.pop_all(),
         )
+
+
+@contextmanager
+def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
+    """The checkpoints of the run in `path`, to be looked at; nobody else may work in it meanwhile.
+
+    Raises ValueError where there is no run, or one with other settings than `experiment`, and RunStopped (code 4) while
+    another process works in it.
+    """
+    path, config = Path(path).absolute(), _config(experiment)
+    lines = _differences(held(path), config)
+    if lines:
+        remedy = "use the file, the --variant and the --set of the run"
+        raise ValueError("\n".join([f"RUN: {path} holds a run with other settings:", *lines, f"  {remedy}"]))
+    with sole_writer(path):  # opening the checkpoints tidies up, which a run that is saving must not see
+        kept = Checkpoints(path / "checkpoints", identity=_identity(config), keep_last=experiment.saving.keep)
+        try:
+            yield kept
+        finally:
+            kept.close()
 
 
 def _config(experiment: Experiment) -> dict[str, Any]:
@@ -156,20 +177,33 @@ def _check_folder(path: Path) -> None:
             )
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> None:
+def _check_config(path: Path, config: dict[str, Any], origin: Origin | None) -> None:
     """Write `config`, or compare it with what is there: a difference is an error that lists it.
 
     A run that has not written a line yet, because its settings could not be run, takes new ones.
     """
+    come = {} if origin is None else {"origin": origin.fields()}
     if not path.exists() or not _begun(path.parent):
-        write_json(path, config)
+        write_json(path, {**config, **come})
         return
-    old = _stored(path)
+    old = stored(path)
     if old["versions"] != config["versions"]:
         say(
             f"{path.parent} was begun with other versions: {_version_changes(old['versions'], config['versions'])}."
             " It goes on, but not necessarily with the same last bits."
         )
+    lines = _differences(old, config)
+    if lines:
+        remedy = (
+            "use its settings to continue it, another --run-dir for a new run, or --fresh to move the old one aside"
+        )
+        raise ValueError("\n".join([f"run_dir: {path.parent} holds a run with other settings:", *lines, f"  {remedy}"]))
+    if {**old, **come} != old:
+        write_json(path, {**old, **come})
+
+
+def _differences(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What differs between the content of a `config.json` and that of this command, a line each."""
     was, now = old["settings"], config["settings"]
     lines = [
         f"  {name}: the run has {was.get(name, 'nothing')}, this command {now.get(name, 'nothing')}"
@@ -180,31 +214,13 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         lines.append("  the code of a function of this experiment has changed")
     if old.get("data_digest") != config["data_digest"]:
         lines.append("  the data file has changed")
-    if lines:
-        remedy = (
-            "use its settings to continue it, another --run-dir for a new run, or --fresh to move the old one aside"
-        )
-        raise ValueError("\n".join([f"run_dir: {path.parent} holds a run with other settings:", *lines, f"  {remedy}"]))
+    return lines
 
 
 def _begun(path: Path) -> bool:
     """Whether a run has left anything in `path` that depends on its settings."""
     lines = any((path / name).exists() and (path / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl"))
     return lines or any((path / name).exists() for name in ("checkpoints", "reference"))
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    """The content of `config.json`; a ValueError where it is damaged."""
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("settings", "versions")):
-        raise ValueError(
-            f"run_dir: {path} is damaged or was edited; allowed is the file that the run wrote: restore it, or use"
-            " --fresh to move the run aside"
-        )
-    return config
 
 
 def _version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:

@@ -29,6 +29,7 @@ from grpo_jax.heldout import Judge
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Exit, Guard, Heartbeat, Preempted, RunStopped, Signals, write_dump
 from grpo_jax.objectives import functions
+from grpo_jax.origin import Origin
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.rewards.text import Scores, status_counts
@@ -58,14 +59,17 @@ STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
 """Seconds without a finished step after which a run counts as hung; before the first step, compiling included."""
 
 
-def run(experiment: Experiment, run_dir: str | Path | None = None, fresh: bool = False) -> Summary:
+def run(
+    experiment: Experiment, run_dir: str | Path | None = None, fresh: bool = False, *, origin: Origin | None = None
+) -> Summary:
     """Train `experiment` in `run_dir` (default ``runs/NAME``), continuing what is there bit for bit.
 
-    `fresh` moves an existing run aside first. Raises ValueError for settings that cannot be run and RunStopped, which
+    `fresh` moves an existing run aside first; `origin` says how to make the experiment again, for `grpo-jax eval` and
+    `sample`. Raises ValueError for settings that cannot be run and RunStopped, which
     carries an exit code, for trouble on the way.
     """
     prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
-    folder = open_folder(Path(run_dir or Path("runs") / experiment.name), experiment, fresh=fresh)
+    folder = open_folder(Path(run_dir or Path("runs") / experiment.name), experiment, fresh=fresh, origin=origin)
     display = choose(process_index=jax.process_index(), plan=plan(experiment))
     try:
         with (

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from grpo_jax import cli, lifeline, loop
+from grpo_jax.origin import Origin
 from tests.system import small_run
 
 SMALL = str(Path(small_run.__file__))
@@ -43,7 +44,7 @@ def test_an_experiment_is_run_as_it_stands(ran: list, tmp_path: Path):
     ((experiment, how),) = ran
     # Loaded from its file it is not the object of the imported module, but it is the same experiment.
     assert experiment.name == "small" and experiment.train == small_run.PLAIN.train
-    assert how == {"run_dir": None, "fresh": False}
+    assert how == {"run_dir": None, "fresh": False, "origin": Origin(SMALL)}
 
 
 def test_flags_choose_the_variant_the_settings_and_the_folder(ran: list, tmp_path: Path):
@@ -51,7 +52,8 @@ def test_flags_choose_the_variant_the_settings_and_the_folder(ran: list, tmp_pat
     assert cli.main(["train", SMALL, *flags]) == 0
     ((experiment, how),) = ran
     assert (experiment.warm_start, experiment.train.steps, experiment.seed) == (None, 3, 7)
-    assert how == {"run_dir": str(tmp_path), "fresh": True}
+    origin = Origin(SMALL, "cold", ("train.steps=3", "seed=7"))
+    assert how == {"run_dir": str(tmp_path), "fresh": True, "origin": origin}
 
 
 def test_a_script_takes_the_same_flags(ran: list):

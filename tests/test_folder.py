@@ -12,9 +12,10 @@ import pytest
 
 from grpo_jax.checkpoint import CheckpointError, abstract
 from grpo_jax.experiment import Experiment
-from grpo_jax.folder import Position, RunFolder, open_folder
+from grpo_jax.folder import Position, RunFolder, open_folder, visit
 from grpo_jax.journal import read
 from grpo_jax.lifeline import RunStopped
+from grpo_jax.origin import Origin
 from grpo_jax.types import TrainState
 from tests.system.small_run import PLAIN
 
@@ -212,3 +213,37 @@ def test_a_relative_folder_is_found_from_where_the_run_began(tmp_path: Path, mon
     folder = open_folder(Path("run"), PLAIN)
     assert folder.path == tmp_path / "run"
     folder.close()
+
+
+def test_where_a_run_came_from_is_kept_and_is_no_part_of_what_it_is(tmp_path: Path):
+    def come() -> object:
+        return json.loads((tmp_path / "config.json").read_text()).get("origin")
+
+    begun(tmp_path)
+    assert come() is None
+    before = json.loads((tmp_path / "config.json").read_text())
+    for origin in (Origin("/a.py"), Origin("/b.py", "cold", ("seed=0",))):
+        open_folder(tmp_path, PLAIN, origin=origin).close()
+        assert come() == origin.fields()
+    open_folder(tmp_path, PLAIN).close()
+    assert come() == {"file": "/b.py", "variant": "cold", "assignments": ["seed=0"]}
+    after = json.loads((tmp_path / "config.json").read_text())
+    assert {name: value for name, value in after.items() if name != "origin"} == before
+
+
+def test_a_visit_finds_the_checkpoints_of_a_run_with_the_same_settings(tmp_path: Path):
+    folder = open_folder(tmp_path / "run", PLAIN)
+    write(folder, Position(1, 1))
+    folder.save(Position(1, 1), state(5.0), {"warm_steps": 0})
+    with pytest.raises(RunStopped, match="is in use by process"), visit(tmp_path / "run", PLAIN):
+        pass
+    folder.close()
+    with visit(tmp_path / "run", PLAIN) as kept:
+        restored = kept.restore(abstract(state(0.0)))
+    assert restored is not None and float(restored.state.params["w"][0]) == 5.0
+    others = "holds a run with other settings:\n  seed: the run has 0, this command 1"
+    with pytest.raises(ValueError, match=others), visit(tmp_path / "run", OTHER):
+        pass
+    with pytest.raises(ValueError, match="holds no run"), visit(tmp_path / "none", PLAIN):
+        pass
+    assert not (tmp_path / "none").exists()

@@ -28,8 +28,9 @@ STEPS = (
     ("4 testing", ("testing",)),
     (
         "5 runs",
-        tuple("experiment overrides folder heldout samples loop finish report alerts display plan".split()),
+        tuple("experiment overrides origin folder heldout samples loop finish report alerts display".split()),
     ),
+    ("5 looking at runs", ("plan", "revisit", "show")),
     ("6 command line", ("cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

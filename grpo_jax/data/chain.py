@@ -10,6 +10,7 @@ The right answer is computed twice in independent ways: from the token ids by `r
 compiled step, and from the decoded text in plain Python integers by `Chain.answers`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -145,6 +146,24 @@ class Chain:
         ids = np.concatenate([piece for piece, _ in pieces], axis=1)
         keep = np.concatenate([mask for _, mask in pieces], axis=1)
         return Demonstrations(numpy_prompts(rows, length, numbers, numbers), *self._packed(ids, keep))
+
+    def read_prompt(self, text: str) -> tuple[list[int], int | None]:
+        """Ids of a problem, typed with or without its end ``=<think>``; every answer is known, whatever the row."""
+        problem = text.strip().removesuffix("<think>").removesuffix("=")
+        ids = self.tokenizer.encode(f"{problem}=<think>", specials=True)
+        number = f"[0-9]{{{self.digits}}}"
+        form = re.fullmatch(f"{number}(?:[{re.escape(self.operators)}]{number})+", problem)
+        if form is None or any(int(n) >= self.modulus for n in re.findall("[0-9]+", problem)):
+            raise ValueError(
+                f"prompt: got {text!r}; allowed are numbers below {self.modulus} of {self.digits} digits with one of"
+                f" {self.operators!r} between; write for instance {self.prompt_text(self.heldout(1), 0)}"
+            )
+        if len(ids) > self.prompt_width:
+            raise ValueError(
+                f"prompt: got {text!r} of {len(ids)} tokens; allowed are at most {self.prompt_width}, {self.operands}"
+                " numbers; shorten it"
+            )
+        return ids, 0
 
     def prompt_text(self, prompts: Prompts, index: int) -> str:
         length = int(prompts.length[index])

@@ -103,6 +103,16 @@ class Jsonl:
         ids = [self._completion_ids(self.lines[row]) for row in chosen]
         return Demonstrations(self._prompts(chosen, numbers), *self._padded(ids, self.completion_width))
 
+    def read_prompt(self, text: str) -> tuple[list[int], int | None]:
+        """Ids of a question put into the template; its row where a line of the data asks the same."""
+        ids = fill(self.prompt, {"prompt": text}, self.tokenizer)
+        if len(ids) > self.prompt_width:
+            raise ValueError(
+                f"prompt: got {text[:80]!r} of {len(ids)} tokens with the template; allowed are at most"
+                f" {self.prompt_width}; shorten it"
+            )
+        return ids, next((row for row, line in enumerate(self.lines) if line.prompt == text), None)
+
     def prompt_text(self, prompts: Prompts, index: int) -> str:
         length = int(prompts.length[index])
         return self.tokenizer.decode(np.asarray(prompts.tokens)[index, :length].tolist())

@@ -59,6 +59,13 @@ class Task(Protocol):
 
     def demonstrations(self, seed: int, draws: np.ndarray) -> Demonstrations: ...
 
+    def read_prompt(self, text: str) -> tuple[list[int], int | None]:
+        """Token ids of a problem that a person typed, and the `row` that knows its answer, or None.
+
+        Raises ValueError for what cannot be a prompt of this task, too long ones included.
+        """
+        ...
+
     def prompt_text(self, prompts: Prompts, index: int) -> str: ...
 
     def answers(self, prompts: Prompts) -> list[str]:

@@ -4,7 +4,7 @@ Everything is made from the records of `metrics.jsonl` and `samples.jsonl`; noth
 """
 
 from grpo_jax.report.curves import PANELS, Panel, Series, figure
-from grpo_jax.report.words import clean, completions, describe_run, ends, markdown_table, rendered, table
+from grpo_jax.report.words import clean, completions, describe_run, ends, markdown_table, measured, rendered, table
 
 __all__ = [
     "PANELS",
@@ -16,6 +16,7 @@ __all__ = [
     "ends",
     "figure",
     "markdown_table",
+    "measured",
     "rendered",
     "table",
 ]

@@ -74,6 +74,22 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any], *, rows: Sequence
     return out
 
 
+def measured(record: Mapping[str, Any], *, rows: Sequence[tuple[str, str, str]] = ROWS) -> Table:
+    """The held-out metrics of one record, with their intervals; what `rows` does not name goes by its own name."""
+    named = {name for name, _, _ in rows}
+    bounds = ("/low", "/high")
+    rest = [name for name in record if "/" in name and name not in named and not name.endswith(bounds)]
+    shares = {name for name in record if f"{name}/low" in record}
+    more = [(name, clean(name), "%" if name in shares else "") for name in rest]
+    out = Table(box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0))
+    out.add_column("")
+    out.add_column("", justify="right")
+    for name, label, unit in (*rows, *more):
+        if math.isfinite(_value(record, name)):
+            out.add_row(Text(label), Text(_shown(record, name, unit)))
+    return out
+
+
 def markdown_table(
     before: Mapping[str, Any], after: Mapping[str, Any], *, rows: Sequence[tuple[str, str, str]] = ROWS
 ) -> str:

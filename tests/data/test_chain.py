@@ -242,3 +242,34 @@ def test_an_unknown_split_is_refused():
         TASK.draw(0, DRAWS, "test")
     with pytest.raises(ValueError, match="count: got 0"):
         TASK.heldout(0)
+
+
+@pytest.mark.parametrize("ending", ["", "=", "=<think>"])
+def test_a_typed_problem_becomes_the_ids_of_a_drawn_one(ending: str):
+    prompts = LONG.draw(0, np.arange(3))
+    for index, text in enumerate(texts(LONG, prompts)):
+        ids, row = LONG.read_prompt(text.removesuffix("=<think>") + ending)
+        assert ids == prompts.tokens[index, : prompts.length[index]].tolist() and row is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("7-7x2", "character 'x' at position 3 is not in the alphabet"),
+        ("7-", "allowed are numbers below 10 of 1 digits"),
+        ("7", "allowed are numbers below 10"),
+        ("12-7", "allowed are numbers below 10"),
+        ("7<eos>-7", "allowed are numbers below 10"),
+        ("1+2+3+4+5+6+7", "of 15 tokens; allowed are at most 13, 6 numbers"),
+    ],
+)
+def test_what_cannot_be_a_problem_is_refused(text: str, complaint: str):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        TASK.read_prompt(text)
+
+
+def test_a_typed_number_is_below_the_modulus_and_its_operator_occurs():
+    for text in ("7+3", "99-12"):
+        with pytest.raises(ValueError, match="allowed are numbers below"):
+            Chain(modulus=60, operators="-").read_prompt(text)
+    assert Chain(modulus=60, operators="-").read_prompt("59-12")[0]

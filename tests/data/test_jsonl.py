@@ -203,3 +203,17 @@ def test_sixty_four_prompts_cost_less_than_a_millisecond_of_processor_time(task:
         task.draw(0, np.arange(64) + 64 * k)
         fastest = min(fastest, time.process_time_ns() - start)
     assert fastest < 1_000_000
+
+
+def test_a_typed_question_is_put_into_the_template_and_finds_its_line(task: Jsonl):
+    ids, row = task.read_prompt("number 7?")
+    assert task.tokenizer.decode(ids) == "number 7?\n<think>" and row is not None
+    assert task.lines[row].answer == "7"
+    assert task.read_prompt("number seven?")[1] is None
+    # A tag that a person types is text, not a token: 7 bytes and the two tokens of the template, newline and tag.
+    assert len(task.read_prompt("<think>")[0]) == 7 + 2
+
+
+def test_a_typed_question_that_is_too_long_is_refused(task: Jsonl):
+    with pytest.raises(ValueError, match="of 25 tokens with the template; allowed are at most 24; shorten it"):
+        task.read_prompt("x" * 23)

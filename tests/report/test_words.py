@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_jax.report import clean, completions, describe_run, markdown_table, rendered, table
+from grpo_jax.report import clean, completions, describe_run, markdown_table, measured, rendered, table
 from grpo_jax.report.words import ends
 
 BEFORE = {
@@ -119,3 +119,17 @@ def test_trouble_is_said_with_what_to_change(changes, words):
 def test_a_run_without_steps_or_evaluations_is_described_too():
     assert describe_run([BEFORE]) == describe_run([]) == "No GRPO step has been recorded yet."
     assert "nothing was evaluated" in describe_run([{"phase": "grpo", "step": 1, "reward/mean": None}])
+
+
+def test_the_metrics_of_one_record_stand_with_their_intervals():
+    record = {
+        **AFTER,
+        "pass@4/heldout": 0.5,
+        "pass@4/heldout/low": 0.25,
+        "pass@4/heldout/high": 0.75,
+        "digits/heldout": 3.0,
+    }
+    lines = [" ".join(line.split()) for line in rendered(measured(record)).splitlines()]
+    assert lines[0] == "accuracy, sampled 75.0 % (70.0 to 80.0)"
+    assert lines[-2:] == ["pass@4/heldout 50.0 % (25.0 to 75.0)", "digits/heldout 3"]
+    assert len(lines) == 6  # four that have a name, and two that go by their own

@@ -1,0 +1,139 @@
+"""A run looked at again gives the numbers that it wrote itself, and says what it cannot be asked."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grpo_jax import cli, heldout
+from grpo_jax.data import Jsonl
+from grpo_jax.folder import open_folder
+from grpo_jax.journal import read
+from grpo_jax.revisit import sample_page, typed
+from tests.system import small_run
+
+SMALL = str(Path(small_run.__file__))
+FLAGS = ["--variant", "cold", "--set", "train.steps=2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_evaluations() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heldout, "CHUNK", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps, trained by the command line."""
+    folder = tmp_path_factory.mktemp("revisited") / "run"
+    assert cli.main(["train", SMALL, *FLAGS, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main([*arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main([*arguments]) == 4
+    return capsys.readouterr().err
+
+
+def evaluated(run: Path) -> dict[str, Any]:
+    return json.loads((run / "eval.json").read_text())
+
+
+def last(run: Path) -> dict[str, Any]:
+    return read(run / "metrics.jsonl")[-1]
+
+
+def test_the_same_sizes_give_exactly_what_the_run_wrote(run: Path, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.read_bytes() for path in run.glob("*.json*")}
+    page = asked(capsys, "eval", str(run))
+    found, wrote = evaluated(run), last(run)
+    assert found["checkpoint"] == {"phase": "grpo", "step": 2} and (found["prompts"], found["samples"]) == (16, 2)
+    held_out = {name: value for name, value in wrote.items() if "/heldout" in name}
+    assert len(held_out) > 10 and found["metrics"] == held_out
+    share, low, high = (100 * wrote[f"accuracy/heldout{end}"] for end in ("", "/low", "/high"))
+    assert f"accuracy, sampled {share:.1f} % ({low:.1f} to {high:.1f})" in re.sub(" +", " ", page)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_other_sizes_and_seeds_are_other_samples_of_the_same_policy(run: Path, capsys: pytest.CaptureFixture[str]):
+    asked(capsys, "eval", str(run), "--prompts", "24", "--samples", "4", "--seed", "5")
+    found, wrote = evaluated(run), last(run)
+    assert (found["prompts"], found["samples"], found["seed"]) == (24, 4, 5)
+    assert {"pass@4/heldout", "maj@4/heldout/low"} <= found["metrics"].keys()
+    assert found["metrics"]["length/heldout"] != wrote["length/heldout"]
+    # 96 answers: a share of right ones is a multiple of 1/96.
+    assert found["metrics"]["accuracy/heldout"] * 96 == pytest.approx(round(found["metrics"]["accuracy/heldout"] * 96))
+
+
+def test_held_out_completions_are_those_that_the_run_wrote_down(run: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [row for row in read(run / "samples.jsonl") if row["set"] == "heldout" and row["step"] == 2]
+    page = asked(capsys, "sample", str(run))
+    assert len(rows) == 2
+    for row in rows:
+        worth = "  ".join(f"{name} {value:.3g}" for name, value in row["components"].items())
+        assert row["prompt"] in page and f"{row['completion']}  [{worth}" in page.replace("\n", " ")
+    greedy = [r for r in read(run / "samples.jsonl") if r["set"] == "heldout/greedy" and r["step"] == 2]
+    page = asked(capsys, "sample", str(run), "--temperature", "0", "--prompt", *(row["prompt"] for row in greedy))
+    assert all(row["completion"] in page for row in greedy)
+
+
+def test_typed_problems_are_answered_and_scored_as_often_as_asked(run: Path, capsys: pytest.CaptureFixture[str]):
+    page = asked(capsys, "sample", str(run), "--prompt", "7-7+6", "1*2*3=<think>", "--samples", "3")
+    # Left to right, modulo 10: 7 - 7 + 6 is 6, 1 * 2 * 3 is 6 too.
+    assert "7-7+6=<think>  (answer 6)" in page and "1*2*3=<think>  (answer 6)" in page
+    assert page.count("accuracy ") == 6
+    assert page != asked(capsys, "sample", str(run), "--prompt", "7-7+6", "1*2*3", "--samples", "3", "--seed", "9")
+
+
+def test_what_cannot_be_asked_is_refused(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    name = str(run)
+    assert "--prompts: got 0, allowed >= 1" in refused(capsys, "eval", name, "--prompts", "0")
+    assert "--samples: got 0, allowed >= 1" in refused(capsys, "sample", name, "--samples", "0")
+    assert "--seed: got -1" in refused(capsys, "eval", name, "--seed", "-1")
+    assert "--temperature: got -1.0" in refused(capsys, "sample", name, "--temperature", "-1")
+    assert "character 'a'" in refused(capsys, "sample", name, "--prompt", "a")
+    assert "of 9 tokens; allowed are at most 7" in refused(capsys, "sample", name, "--prompt", "1+2+3+4")
+    other = refused(capsys, "eval", name, "--set", "seed=4")
+    # The assignments on this command line replace those of the run.
+    assert "seed: the run has 0, this command 4" in other and "train.steps: the run has 2, this command 6" in other
+    assert "holds no run" in refused(capsys, "eval", str(tmp_path))
+
+
+def test_a_run_from_python_is_evaluated_with_its_file(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    experiment = cli.load(Path(SMALL)).PLAIN  # its functions go by the name of the file
+    open_folder(tmp_path / "run", dataclasses.replace(experiment, seed=3)).close()
+    name = str(tmp_path / "run")
+    for command in ("eval", "sample"):
+        assert "say which with --file FILE" in refused(capsys, command, name)
+    assert "without a checkpoint" in refused(capsys, "eval", name, "--file", SMALL, "--set", "seed=3")
+    assert not (tmp_path / "run" / "eval.json").exists()
+
+
+def test_a_typed_question_without_a_line_has_no_answer(tmp_path: Path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{k}?", "answer": str(k)}) + "\n" for k in range(40)))
+    task = Jsonl(str(path), prompt_width=16, completion_width=8)
+    prompts, known = typed(task, ["7?", "what?"])
+    assert known == [True, False] and task.answers(prompts)[0] == "7"
+    assert [task.prompt_text(prompts, index) for index in range(2)] == ["7?\n<think>", "what?\n<think>"]
+    assert np.asarray(prompts.draw).tolist() == [0, 1]
+
+
+def test_a_page_of_completions_moves_no_cursor_and_says_what_is_unknown():
+    row = {"prompt": "a\x1b[2J", "sample": 0, "completion": "b\x07", "length": 2, "stopped": False}
+    page = sample_page([{**row, "answer": None, "scores": None}, {**row, "answer": "1", "scores": None}])
+    assert "\x1b" not in page and "\x07" not in page
+    assert (
+        "(answer unknown)" in page and "b  [cut off  2 tokens]" in page and "b  [no score  cut off  2 tokens]" in page
+    )
