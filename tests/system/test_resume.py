@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 VARYING = {"seconds", "cpu_seconds", "traces"}
 
 Fault = tuple[str, int]
-"""Name of a fault of the driver, and at which call it comes; ``("damage", 0)`` flips a bit of the newest checkpoint."""
+"""Name of a fault of the driver, and at which call it comes; ``("damage", 0)`` spoils the newest checkpoint."""
 
 # In the first process the warm start saves behind its steps 2 and 4, GRPO behind its steps 2, 4 and 6; a GRPO step
 # writes 34 lines. Which checkpoint a save in the background had completed when the process died differs from time to
@@ -106,12 +106,14 @@ def lines(path: Path) -> list[dict]:
 
 
 def damage(folder: Path) -> None:
-    """Flip one bit in the middle of the largest file of the newest checkpoint."""
+    """Flip a bit in every 64 bytes of the newest parameters: a single one may fall where nobody reads."""
     newest = max((p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    path = max((p for p in (newest / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
+    for path in (newest / "params").rglob("*"):
+        if path.is_file():
+            content = bytearray(path.read_bytes())
+            for place in range(0, len(content), 64):
+                content[place] ^= 4
+            path.write_bytes(content)
 
 
 def interrupted(
