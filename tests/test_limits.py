@@ -276,7 +276,7 @@ def test_a_skip_is_found(code: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["see issue #12", "Issue 3", "in session 4", "reads /home/someone/data", "(`/work/notes`)"]
+    "text", ["see issue #12", "Issue 3", "in session 4", "reads /home/someone/data", "(`/mnt/notes`)"]
 )
 def test_a_word_from_elsewhere_is_found(text: str):
     assert len(elsewhere(text)) == 1
