@@ -22,9 +22,9 @@ cold start on 2 cores of an AMD EPYC server (`benchmarks/from_jsonl.py`; ``--set
     2      40.3 % (36.2 to 44.3)     86.6 % (83.9 to 89.2)     52.4 to 95.6 %    87   119
     3      47.3 % (43.5 to 51.3)     90.3 % (87.8 to 92.7)     63.5 to 93.6 %    97   134
 
-More imitation instead does not get there: 3,400 supervised steps (seed 0, 97 CPU s, ``--set warm_start.gate=1 --set
-warm_start.limit=3400 --set warm_start.check_every=800``, which ends with exit code 3 because nothing passes that gate)
-come to 62.5 % (56.4 to 68.2, on the first 256 questions, one sample each) and 64.8 % greedy.
+More imitation instead does not get there: 4,200 supervised steps (seed 0, 78 s, 133 CPU s, ``--set warm_start.gate=1
+--set warm_start.limit=4200 --set warm_start.check_every=1600``, which ends with exit code 3 because nothing passes that
+gate) come to 59.8 % (53.7 to 65.6, on the first 256 questions, one sample each) and 60.9 % greedy.
 
 For a file of your own set the widths that its lines need: `data.prompt_width` and `data.completion_width` in bytes, and
 with them `sampling.max_tokens` and `model.positions`; an error says which line and how much. With
