@@ -1,6 +1,7 @@
 """The command line: ``grpo-jax train FILE [flags]``, and the same flags for ``python FILE``.
 
-``show RUN``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest checkpoint.
+``show RUN``, ``report RUN...``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest
+checkpoint.
 
 Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage, 5 data or reward, 70 hang, 75
 preempted.
@@ -23,6 +24,7 @@ from grpo_jax.origin import Origin, origin_of
 if TYPE_CHECKING:
     from grpo_jax.experiment import Experiment
 
+SAMPLES = "worst, best, truncated, invalid or disagreement (of verifiers)"
 INTERRUPTED = 130
 """What a shell expects of a program that the user stopped with Ctrl-C."""
 
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_argument("file", metavar="FILE", help="Python file with an EXPERIMENT, and perhaps VARIANTS")
     _flags(train)
     _show_flags(commands.add_parser("show", help="what is in the folder of a run: table, curves, alerts, completions"))
+    _report_flags(commands.add_parser("report", help="write figures and a page of HTML about one run or several"))
     _eval_flags(commands.add_parser("eval", help="evaluate the newest checkpoint of a run again, in other sizes"))
     _sample_flags(commands.add_parser("sample", help="print completions of the newest checkpoint of a run"))
     return _guarded(parser.parse_args(arguments))
@@ -85,11 +88,30 @@ def _choices(parser: argparse.ArgumentParser) -> None:
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument("--samples", metavar="WHICH", help="completions too: worst, best, truncated or invalid")
+    parser.add_argument("--samples", metavar="WHICH", help=f"completions too: {SAMPLES}")
     parser.add_argument("--set-name", default="train", metavar="SET", help="train (the default) or heldout")
     parser.add_argument("--step", type=int, metavar="N", help="step of the completions; default the newest")
     parser.add_argument("--most", type=int, default=5, metavar="K", help="completions at most, default 5")
+    _verifiers(parser)
     parser.set_defaults(act=_show)
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; of several the page shows all")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the page; default RUN/report.html with RUN/figure.svg, of several ./report.html"
+    )
+    parser.add_argument(
+        "--most", type=int, default=12, metavar="K", help="completions of a set and step at most, default 12"
+    )
+    _verifiers(parser)
+    parser.set_defaults(act=_report)
+
+
+def _verifiers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verifiers", metavar="A,B", help="components that may disagree; default accuracy... of 0 and 1"
+    )
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
@@ -153,10 +175,23 @@ def _show(parsed: argparse.Namespace) -> int:
 
     _print(overview(Path(parsed.run)))
     if parsed.samples is not None:
-        chosen = samples(
-            Path(parsed.run), which=parsed.samples, set_name=parsed.set_name, step=parsed.step, most=parsed.most
-        )
+        asked = {"which": parsed.samples, "set_name": parsed.set_name, "step": parsed.step, "most": parsed.most}
+        chosen = samples(Path(parsed.run), verifiers=_names(parsed.verifiers), **asked)
         _print(f"\n{chosen}")
+    return int(Exit.DONE)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name for name in text.split(",") if name]
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from grpo_jax.report.page import write
+
+    out = Path(parsed.out) if parsed.out else None
+    how = {"most": parsed.most, "verifiers": _names(parsed.verifiers)}
+    for path in write([Path(run) for run in parsed.runs], out=out, **how):
+        _print(f"{path}\n")
     return int(Exit.DONE)
 
 
