@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from grpo_jax.lifeline import MEANINGS, Exit, RunStopped, say
+from grpo_jax.lifeline import MEANINGS, BadData, Exit, RunStopped, say
 from grpo_jax.origin import Origin, origin_of
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
         if os.environ.get("GRPO_JAX_TRACEBACK"):
             raise
         say(f"error: {error}\n(GRPO_JAX_TRACEBACK=1 shows where)")
-        return int(Exit.DATA if isinstance(error, OSError) else Exit.CONFIGURATION)
+        return int(Exit.DATA if isinstance(error, OSError | BadData) else Exit.CONFIGURATION)
 
 
 def _train(parsed: argparse.Namespace) -> int:

@@ -70,6 +70,13 @@ class DataError(RunStopped):
         super().__init__(Exit.DATA, sentence)
 
 
+class BadData(ValueError):
+    """A file of data, or a line in it, that cannot be used: where, what was found, what is allowed, what to do.
+
+    A ValueError, so that constructors may raise it; the command line ends with the code of `Exit.DATA`.
+    """
+
+
 class Preempted(RunStopped):
     """The machine is wanted for something else; everything is saved."""
 
