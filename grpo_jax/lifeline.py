@@ -86,6 +86,8 @@ class Preempted(RunStopped):
 
 def say(sentence: str) -> None:
     """One line on stderr, at once, from any thread; a closed stderr stops nothing."""
+    if sys.stderr is None:  # its descriptor is closed
+        return
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(sentence + "\n")
         sys.stderr.flush()
