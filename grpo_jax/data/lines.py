@@ -1,9 +1,11 @@
 """Reading a JSONL file of questions and answers, every error with file and line."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 REQUIRED = ("prompt", "answer")
 OPTIONAL = ("solution",)
@@ -36,6 +38,28 @@ def read_lines(path: str, tags: tuple[str, ...]) -> list[Line]:
     if not rows:
         raise ValueError(f"{path}: the file is empty; allowed is one JSON object a line; write at least one")
     return [_line(path, number, row, tags) for number, row in enumerate(rows, start=1)]
+
+
+def label_codes(lines: Sequence[Line], name: str) -> np.ndarray:
+    """i32[lines], the place of the value under the key `name` among the sorted distinct ones; whole numbers go first.
+
+    Raises ValueError, naming file and line, where the key is missing or its value is neither text nor a whole number.
+    """
+    for line in lines:
+        value = line.metadata.get(name)
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            got = f"{value!r:.80}" if name in line.metadata else f"no such key among {sorted(line.metadata)}"
+            raise ValueError(
+                f'{line.path}:{line.number}: label "{name}": got {got}; allowed is text or a whole number in every'
+                f' line; add "{name}" to the line, or take it out of labels'
+            )
+    values = sorted({line.metadata[name] for line in lines}, key=_rank)
+    place = {value: code for code, value in enumerate(values)}
+    return np.array([place[line.metadata[name]] for line in lines], np.int32)
+
+
+def _rank(value: object) -> tuple[int, object]:
+    return (isinstance(value, str), value)
 
 
 def _line(path: str, number: int, row: bytes, tags: tuple[str, ...]) -> Line:
