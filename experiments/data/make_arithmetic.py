@@ -4,9 +4,9 @@
 
 Somebody has a number of things, which changes once, twice or three times; no running total leaves 0 to 9. Or two people
 are compared, or one of three options is asked for by its letter: such a line holds the ``"options"``, and ``"match":
-"choice"`` says how its answer is to be compared. The solutions are of mixed quality, as found data is: a quarter of the
-lines has none; of the others, where there are several steps, half write down every one and half only the last, whose
-first number has to be found in the head. Deterministic to the byte.
+"choice"`` says how its answer is to be compared. The solutions are of mixed quality, as found data is: a sixth of the
+lines has none, a third writes down every step, half of them only the last, whose first number has to be found in the
+head. Deterministic to the byte.
 """
 
 import hashlib
@@ -88,9 +88,9 @@ KINDS: dict[str, tuple[int, Callable[[str], tuple[Fields, list[str]]]]] = {
     "add": (150, partial(changed, signs=(1,))),
     "take away": (150, partial(changed, signs=(-1,))),
     "compare": (250, compared),
-    "choose": (350, chosen),
-    "two steps": (800, partial(changed, signs=(0, 0))),
-    "three steps": (900, partial(changed, signs=(0, 0, 0))),
+    "choose": (300, chosen),
+    "two steps": (750, partial(changed, signs=(0, 0))),
+    "three steps": (850, partial(changed, signs=(0, 0, 0))),
 }
 """Category -> lines and what makes one from a key."""
 
