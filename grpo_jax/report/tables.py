@@ -171,24 +171,33 @@ def _numeric(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def timing(runs: Sequence[Run]) -> str:
-    """Sum and mean a record of every number of `timing.jsonl`, for each phase of each run."""
+    """Sum, mean and highest of every number of `timing.jsonl`, for each phase of each run."""
     rows = []
     for number, run in enumerate(runs):
-        sums: dict[tuple[str, str], list[float]] = {}
+        found: dict[tuple[str, str], list[float]] = {}
         for record in run.timing:
             for name, value in _numeric(record).items():
-                sums.setdefault((str(record.get("phase", "")), name), []).append(value)
+                found.setdefault((str(record.get("phase", "")), name), []).append(value)
         attempts = max((v for v in (number_of(record, "attempt") for record in run.timing) if v >= 1), default=1)
-        for (phase, name), values in sums.items():
-            total, mean = math.fsum(values), math.fsum(values) / len(values)
-            what = f"{esc(phase.replace('_', ' '))}: {esc(name.replace('_', ' '))}"
-            rate = name.endswith("per_second")  # of which no sum means anything
-            cells = ["-" if rate else f"{total:,.1f}", f"{mean:.3g}", f"{len(values):,}", f"{attempts:.0f}"]
-            rows.append([_named(number, run, several=len(runs) > 1), what, *cells])
+        for (phase, name), values in found.items():
+            cells = [*_spent(phase, name, values), f"{len(values):,}", f"{attempts:.0f}"]
+            rows.append([_named(number, run, several=len(runs) > 1), *cells])
     if not rows:
         return ""
-    head = ["run", "what", "sum", "mean", "records", "attempts"]
-    return table("Time, as timing.jsonl has it", head, sorted(rows, key=itemgetter(1)), kind="timing")
+    head = ["run", "what", "sum", "mean", "highest", "records", "attempts"]
+    return table("Time and memory, as timing.jsonl has them", head, sorted(rows, key=itemgetter(1)), kind="timing")
+
+
+def _spent(phase: str, name: str, values: Sequence[float]) -> list[str]:
+    """What it is, its sum, mean and highest value; what is no amount that adds up has no sum."""
+    adds_up, words = not name.endswith(("per_second", "_bytes")), name.replace("_", " ")
+    if name.startswith("phases/"):
+        words = f"seconds of {words.removeprefix('phases/')}"
+    if name.endswith("_bytes"):
+        values, words = [value / 2**30 for value in values], f"{words.removesuffix(' bytes')}, GiB"
+    total = math.fsum(values)
+    what = esc(f"{phase.replace('_', ' ')}: {words}")
+    return [what, f"{total:,.1f}" if adds_up else "-", f"{total / len(values):,.4g}", f"{max(values):,.4g}"]
 
 
 def origins(runs: Sequence[Run]) -> str:

@@ -21,6 +21,7 @@ def runs(tmp_path: Path) -> list[Run]:
             "attempt": s,
             "seconds": 2.0 * s,
             "phases": {"rollout": 1.5},
+            "memory_bytes": 2**30,
             "tokens_per_second": 9,
         }
         for s in (1, 2)
@@ -81,13 +82,14 @@ def test_settings_that_differ_come_first(runs: list[Run]):
     assert [row[0] for row in everything] == ["setting", "name", "seed", "optimizer.learning_rate"]
 
 
-def test_time_is_summed_and_averaged_phase_by_phase(runs: list[Run]):
+def test_time_and_memory_are_told_phase_by_phase(runs: list[Run]):
     (times,) = cells(tables.timing(runs))
-    # 2 s and 4 s: 6 in all, 3 on average; of a rate there is no sum. The run was begun twice.
+    # 2 s and 4 s: 6 in all, 3 on average; of a rate or of memory there is no sum. The run was begun twice.
     assert times[1:] == [
-        ["one", "grpo: phases/rollout", "3.0", "1.5", "2", "2"],
-        ["one", "grpo: seconds", "6.0", "3", "2", "2"],
-        ["one", "grpo: tokens per second", "-", "9", "2", "2"],
+        ["one", "grpo: memory, GiB", "-", "1", "1", "2", "2"],
+        ["one", "grpo: seconds", "6.0", "3", "4", "2", "2"],
+        ["one", "grpo: seconds of rollout", "3.0", "1.5", "1.5", "2", "2"],
+        ["one", "grpo: tokens per second", "-", "9", "9", "2", "2"],
     ]
     assert tables.timing(runs[1:]) == ""
 
