@@ -8,6 +8,7 @@ from grpo_jax.report.choice import pick, reward_of
 from grpo_jax.report.markup import data_block, esc, shortened, visible
 from grpo_jax.report.runs import Run
 from grpo_jax.report.sets import number_of
+from grpo_jax.report.words import finite
 
 LONGEST = 4000
 """Characters of a prompt or a completion; more are cut out of the middle."""
@@ -28,10 +29,7 @@ def entry(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     components, statuses = row.get("components"), row.get("statuses")
     scores = components.items() if isinstance(components, Mapping) else ()
     states = statuses.items() if isinstance(statuses, Mapping) else ()
-    values = [
-        [_word(name), value if isinstance(value, int | float) and math.isfinite(value) else None]
-        for name, value in scores
-    ]
+    values = [[_word(name), finite(value) if math.isfinite(finite(value)) else None] for name, value in scores]
     told = {
         "run": number,
         "set": _word(row["set"]),

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from grpo_jax.report.words import finite
+
 Row = Mapping[str, Any]
 
 FILTERS = ("worst", "best", "truncated", "invalid", "disagreement")
@@ -19,16 +21,12 @@ SILENT = frozenset({"timeout", "error"})
 
 def reward_of(row: Row) -> float:
     """The reward of a record, or the sum of its components; minus infinity, the least of all, without a score."""
-    worth = _number(row["reward"]) if "reward" in row else math.fsum(filter(math.isfinite, _scores(row).values()))
+    worth = finite(row["reward"]) if "reward" in row else math.fsum(filter(math.isfinite, _scores(row).values()))
     return worth if math.isfinite(worth) and row.get("valid", True) else -math.inf
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
 def _scores(row: Row) -> dict[str, float]:
-    return {name: _number(value) for name, value in _components(row).items()}
+    return {name: finite(value) for name, value in _components(row).items()}
 
 
 def _components(row: Row) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from grpo_jax.report.plot import Axis, Curve, Pen, Scale, axis_of, panel, text
 from grpo_jax.report.saving import replace
-from grpo_jax.report.words import clean
+from grpo_jax.report.words import clean, finite
 
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = "#2563ab", "#d9660a", "#2a8540", "#7a4fb0", "#c23b4b", "#14808f"
 FONT = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
@@ -79,7 +79,7 @@ PANELS = (
 def values_of(metrics: Metrics, name: str, axis: Axis) -> list[tuple[float, float]]:
     """Places on the x axis and finite values of a metric, in order."""
     found = [(axis.at(row.get("phase", "grpo"), float(row["step"])), row.get(name)) for row in metrics]
-    return [(x, float(v)) for x, v in found if isinstance(v, int | float) and math.isfinite(v)]
+    return [(x, finite(v)) for x, v in found if math.isfinite(finite(v))]
 
 
 def _curves(panel: Panel, metrics: Metrics, axis: Axis) -> list[Curve]:

@@ -3,6 +3,7 @@
 Nothing here imports jax. `samples.jsonl` may be large: it is read line by line, twice.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,12 @@ from grpo_jax.journal import each, read
 from grpo_jax.origin import held
 from grpo_jax.report.choice import Judges, disagree, kept, spread
 from grpo_jax.report.markup import visible
+from grpo_jax.report.words import finite
 
 STEPS = 40
 """Steps of a set whose completions go into a page about one run; fewer each when there are several runs."""
+MOST_STEPS = 2**53
+"""Beyond it a step is no number that a script can hold."""
 Position = tuple[str, int]  # phase, step
 
 
@@ -72,7 +76,8 @@ def gather(folders: Sequence[Path], *, most: int, verifiers: Sequence[str] | Non
 
 def _gathered(folder: Path, label: str, *, most: int, steps: int, verifiers: Sequence[str] | None) -> Run:
     config = held(folder)
-    metrics = list(_placed(folder / "metrics.jsonl", read(folder / "metrics.jsonl")))
+    path = folder / "metrics.jsonl"
+    metrics = [_sane(record) for record in _placed(path, each(path))]
     known, recorded = Judges(), {}
     for row in _rows(folder):
         known.see(row)
@@ -98,10 +103,16 @@ def _position(row: Mapping[str, Any]) -> Position:
     return row["phase"], row["step"]
 
 
-def _placed(path: Path, records: Sequence[Mapping[str, Any]] | Iterator[dict]) -> Iterator[Mapping[str, Any]]:
+def _sane(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without numbers that nobody can work with: they are none, as where a value was not finite."""
+    numbers = (int, float)
+    return {k: None if isinstance(v, numbers) and math.isnan(finite(v)) else v for k, v in record.items()}
+
+
+def _placed(path: Path, records: Iterator[dict]) -> Iterator[dict]:
     for number, record in enumerate(records, start=1):
         step = record.get("step")
-        if not isinstance(record.get("phase"), str) or not isinstance(step, int) or isinstance(step, bool):
+        if not isinstance(record.get("phase"), str) or type(step) is not int or not 0 <= step < MOST_STEPS:
             raise ValueError(
                 f"RUN: {path}, record {number} has no phase and step; allowed are records that a run wrote: restore"
                 " the file, or remove that line"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from grpo_jax.report.words import clean
+from grpo_jax.report.words import clean, finite
 
 _NAME = re.compile(r"(accuracy|greedy|(?:avg|pass|maj)@\d+)/([^\[\]]+?)(?:\[(.*)\])?", re.DOTALL)
 
@@ -56,8 +56,7 @@ class Measured:
 
 def number_of(record: Mapping[str, Any], name: str) -> float:
     """A number of a record; nan where it is not there or was not finite."""
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    return finite(record.get(name))
 
 
 def interval(record: Mapping[str, Any], name: str) -> Interval:

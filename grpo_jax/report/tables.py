@@ -9,7 +9,7 @@ from grpo_jax.report.markup import details, esc, table
 from grpo_jax.report.panels import swatch
 from grpo_jax.report.runs import Run, differing
 from grpo_jax.report.sets import Measured, by_set, interval, measures, number_of
-from grpo_jax.report.words import ROWS, compared, ends
+from grpo_jax.report.words import ROWS, compared, ends, finite
 
 TRAINING = (
     ("reward/mean", "reward", ""),
@@ -136,7 +136,7 @@ def alerts(runs: Sequence[Run]) -> str:
     out = []
     for number, run in enumerate(runs):
         lines = "".join(f"<li>step {step}: {esc(sentence)}</li>" for step, sentence in run.alerts)
-        said = f"<ul>{lines}</ul>" if lines else "<p>Nothing to look at.</p>"
+        said = f"<ul>{lines}</ul>" if lines else "<p>None.</p>"
         out.append((f"<h3>{_named(number, run, several=True)}</h3>" if len(runs) > 1 else "") + said)
     return "\n".join(out) + "\n"
 
@@ -165,8 +165,8 @@ def _numeric(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in record.items():
         if isinstance(value, Mapping):
             out |= _numeric(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            out |= {} if not prefix and name in _OF_A_LINE else {f"{prefix}{name}": float(value)}
+        elif math.isfinite(finite(value)) and not isinstance(value, bool):
+            out |= {} if not prefix and name in _OF_A_LINE else {f"{prefix}{name}": finite(value)}
     return out
 
 

@@ -20,6 +20,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
 """Metric, how it is called, and "%" for a share: the rows of a table of before and after."""
 
 _NEWLINE = "\u21b5"
+LARGEST = 1e200
+"""Numbers beyond it are as good as none: their differences and sums would leave what a float can hold."""
 
 
 def clean(text: str) -> str:
@@ -32,9 +34,13 @@ def clean(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+def finite(value: object) -> float:
+    """`value` if it is a number that can be worked with, else nan: a journal may be damaged or not ours."""
+    return float(value) if isinstance(value, int | float) and -LARGEST < value < LARGEST else math.nan
+
+
 def _value(row: Mapping[str, Any], name: str) -> float:
-    value = row.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return finite(row.get(name))
 
 
 def _shown(row: Mapping[str, Any], name: str, unit: str) -> str:

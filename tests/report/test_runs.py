@@ -58,7 +58,12 @@ def test_a_folder_that_is_none_and_records_that_are_none_are_refused(tmp_path: P
     with pytest.raises(ValueError, match="--most: got 0, allowed 1 or more"):
         gather([tmp_path], most=0)
     for number, (metrics, samples) in enumerate(
-        [([{"entropy": 1.0}], []), ([{"phase": "grpo", "step": "1"}], []), ([], [{"phase": "grpo", "step": 1}])]
+        [
+            ([{"entropy": 1.0}], []),
+            ([{"phase": "grpo", "step": 10**400}], []),
+            ([{"phase": "grpo", "step": "1"}], []),
+            ([], [{"phase": "grpo", "step": 1}]),
+        ]
     ):
         folder = write_run(tmp_path / str(number), metrics, samples)
         with pytest.raises(ValueError, match="allowed are records that a run wrote"):

@@ -108,7 +108,7 @@ def test_alerts_are_said_run_by_run(tmp_path: Path):
     # 1 - 0.25 of the completions were cut off.
     assert "<li>step 1: 75 % of completions reach" in page and "sampling.max_tokens (now &lt;8&gt;)" in page
     calm = write_run(tmp_path / "calm", metrics_of(0.5), [])
-    assert tables.alerts(gather([folder, calm], most=1)).endswith("calm</h3><p>Nothing to look at.</p>\n")
+    assert tables.alerts(gather([folder, calm], most=1)).endswith("calm</h3><p>None.</p>\n")
 
 
 @pytest.mark.parametrize("make", [tables.numbers, tables.alerts, tables.settings, tables.timing, tables.origins])
