@@ -52,12 +52,12 @@ class RunFolder:
     identity: dict[str, str]
     _held: ExitStack
 
-    def restore(self, abstract: TrainState) -> Restored | None:
+    def restore(self, *abstract: TrainState) -> Restored | None:
         """The newest valid checkpoint, with the journals rewound to it; None for a run that has none.
 
-        `abstract` gives shapes, dtypes and shardings of the state; they are the same in both phases.
+        `abstract` gives shapes, dtypes and shardings of the state, in each phase where their optimisers differ.
         """
-        restored = self.checkpoints.restore(abstract)
+        restored = self.checkpoints.restore(*abstract)
         reached = Position(-1, 0) if restored is None else Position.of(restored.meta)
         for journal in (self.metrics, self.samples):
             journal.rewind(lambda record: Position.of(record) <= reached)

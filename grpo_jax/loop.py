@@ -163,7 +163,8 @@ class Session:
         warm = self.experiment.warm_start
         first = warm_settings(self.experiment, warm) if warm else self.step.gradient
         fresh = place_state(init_state(int(self.seed), first), self.experiment.model, self.mesh)
-        restored = self.folder.restore(abstract(fresh))
+        later = place_state(start(fresh.params, self.step.gradient), self.experiment.model, self.mesh)
+        restored = self.folder.restore(abstract(fresh), abstract(later))
         if restored is None:
             return fresh, Position(0 if warm else 1, 0), {"warm_steps": 0}
         for row in read(self.folder.path / "metrics.jsonl"):  # what was said before is not said again

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,18 +249,19 @@ class Checkpoints:
             "Free space or make the folder writable, then run the same command again."
         )
 
-    def restore(self, abstract_state: TrainState, *, accept: Collection[str] = ()) -> Restored | None:
+    def restore(self, *abstract_states: TrainState, accept: Collection[str] = ()) -> Restored | None:
         """The newest checkpoint that proves to be what was saved; None where nothing was ever saved.
 
         Args:
-          abstract_state: `abstract` of a state: shapes, dtypes and shardings wanted. The mesh may be another one.
+          *abstract_states: `abstract` of a state: shapes, dtypes and shardings wanted. The mesh may be another one. Of
+            several, for phases with optimisers of their own, the first that the checkpoint has the layout of counts.
           accept: names in the identity that may differ.
 
         Raises:
           ValueError: the checkpoint is whole and belongs to another identity or to other shapes or dtypes.
           CheckpointError: checkpoints exist and none is good, or the folder cannot be read.
         """
-        found = self._newest_good(_split(abstract(abstract_state)), accept)
+        found = self._newest_good([_split(abstract(state)) for state in abstract_states], accept)
         if found is None:
             return None
         index, items, meta = found
@@ -269,7 +270,7 @@ class Checkpoints:
 
     def restore_params(self, abstract_params: Any) -> Any | None:
         """The parameters alone of the newest good checkpoint, verified, whoever wrote it; None as in `restore`."""
-        found = self._newest_good({"params": abstract(abstract_params)}, None)
+        found = self._newest_good([{"params": abstract(abstract_params)}], None)
         return None if found is None else found[1]["params"]
 
     def _steps(self) -> tuple[list[int], bool]:
@@ -283,7 +284,7 @@ class Checkpoints:
         steps = sorted((int(name) for name in names if _STEP.fullmatch(name)), reverse=True)
         return steps, any(_QUARANTINED.fullmatch(name) for name in names)
 
-    def _newest_good(self, target: dict, accept: Collection[str] | None) -> tuple[int, dict, dict] | None:
+    def _newest_good(self, targets: Sequence[dict], accept: Collection[str] | None) -> tuple[int, dict, dict] | None:
         steps, bad = self._steps()
         for index in steps:
             self._check_whole(index)
@@ -293,7 +294,7 @@ class Checkpoints:
                 record = self._record(index)
                 if accept is not None:
                     _check_identity(index, record["identity"], self._identity, accept)
-                self._check_layout(index, record["layout"], target)
+                target = self._target(index, record["layout"], targets)
                 return index, self._verified(index, record, target), record["meta"]
             except _Damaged as error:
                 damage = str(error)
@@ -331,17 +332,21 @@ class Checkpoints:
             raise _Damaged(damage or "another process cannot read it")
         return result
 
-    def _check_layout(self, index: int, saved: Mapping[str, str], target: dict) -> None:
-        """A whole checkpoint of another state is the caller's mistake, not damage: it stays where it is."""
-        wanted = layout(target)
-        saved = {name: value for name, value in saved.items() if name.split("/")[0] in target}
-        if saved != wanted:
-            words = identity_difference(saved, wanted).split("; ")
-            more = f"; and {len(words) - 4} more" if len(words) > 4 else ""
-            raise ValueError(
-                f"Checkpoint {index} holds another state: {'; '.join(words[:4])}{more}. "
-                "Use the model and optimiser it was written with, or another run folder."
-            )
+    def _target(self, index: int, saved: Mapping[str, str], targets: Sequence[dict]) -> dict:
+        """The first of `targets` laid out as what was saved.
+
+        A whole checkpoint of another state is the caller's mistake, not damage: it stays where it is.
+        """
+        saved = {name: value for name, value in saved.items() if name.split("/")[0] in targets[0]}
+        for target in targets:
+            if saved == layout(target):
+                return target
+        words = identity_difference(saved, layout(targets[0])).split("; ")
+        more = f"; and {len(words) - 4} more" if len(words) > 4 else ""
+        raise ValueError(
+            f"Checkpoint {index} holds another state: {'; '.join(words[:4])}{more}. "
+            "Use the model and optimiser it was written with, or another run folder."
+        )
 
     def _verified(self, index: int, record: dict, target: dict) -> dict:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in target.items()})
