@@ -101,7 +101,7 @@ def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False, orig
     try:
         _check_folder(path)
         if fresh and path.exists():
-            _move_aside(path)
+            move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
@@ -228,7 +228,7 @@ def _version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names)
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
     """Rename a run; refused (RunStopped, code 4) while another process works in it."""
     number = 1
     while path.with_name(f"{path.name}.{number}").exists():

@@ -30,7 +30,7 @@ STEPS = (
         "5 runs",
         tuple("experiment overrides origin folder heldout samples loop finish report alerts display".split()),
     ),
-    ("5 looking at runs", ("plan", "revisit", "show")),
+    ("5 looking at runs", ("plan", "revisit", "show", "ablation")),
     ("6 command line", ("cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}
