@@ -125,13 +125,17 @@ def _others(runs: Sequence[Run], drawn: set[str]) -> tuple[list[Panel], int]:
             for name in row:
                 if not name.endswith(("/low", "/high")) and name not in drawn | _NOT_DRAWN:
                     counts[name] = counts.get(name, 0) + math.isfinite(number_of(row, name))
-    names = sorted(name for name, count in counts.items() if count)
+    names = sorted((name for name, count in counts.items() if count), key=_of_a_category)
     shares = {name for run in runs for row in run.metrics for name in row if f"{name}/low" in row}
     panels = [
         Panel(name, (Series(name, name, BLUE, points=counts[name] < SPARSE * rows),), low=None, percent=name in shares)
         for name in names[:MOST_OTHERS]
     ]
     return panels, len(names) - len(panels)
+
+
+def _of_a_category(name: str) -> tuple[bool, str]:
+    return "[" in name, name
 
 
 def _single(panels: Sequence[Panel]) -> list[Panel]:

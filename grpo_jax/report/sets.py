@@ -1,7 +1,7 @@
 """What was measured on each held-out set and on each category of one, read off the names of metrics.
 
 ``accuracy/<set>`` and ``accuracy/<set>[<category>]``, likewise ``greedy``, ``avg@k``, ``pass@k`` and ``maj@k``; the
-bounds of an interval end in ``/low`` and ``/high``.
+bounds of an interval end in ``/low`` and ``/high``; ``n/<set>`` is the number of problems.
 """
 
 import math
@@ -47,6 +47,7 @@ class Measured:
     phase: str
     step: int
     values: Mapping[str, Interval]  # "accuracy", "pass@4", ...
+    problems: float = math.nan  # how many could be scored, where that was recorded
 
     @property
     def label(self) -> str:
@@ -81,7 +82,8 @@ def by_set(metrics: Sequence[Mapping[str, Any]]) -> list[Measured]:
                 found.setdefault(parts[1:], {})[parts[0]] = interval(record, name)
         for (name, category), values in found.items():
             position = str(record.get("phase", "grpo")), int(record.get("step", 0))
-            newest[name, category] = Measured(name, category, *position, values)
+            count = number_of(record, f"n/{name}" if category is None else f"n/{name}[{category}]")
+            newest[name, category] = Measured(name, category, *position, values, count)
     sets = list(dict.fromkeys(name for name, _ in newest))
     order = [(sets.index(name), category is not None, i) for i, (name, category) in enumerate(newest)]
     return [measured for _, measured in sorted(zip(order, newest.values(), strict=True), key=_place)]
@@ -105,10 +107,12 @@ def table_of_sets(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
     names = measures(found)
     out = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     out.add_column("held-out set, %", overflow="fold")
-    for name in (*names, "step"):
+    counted = ["problems"] if any(math.isfinite(each.problems) for each in found) else []
+    for name in (*names, *counted, "step"):
         out.add_column(name, justify="right", no_wrap=True)
     for each in found:
         label = clean(each.name) if each.category is None else f"  {clean(each.category)}"
         cells = [each.values[name].short() if name in each.values else "" for name in names]
-        out.add_row(Text(label), *(Text(cell) for cell in cells), Text(str(each.step)))
+        count = [f"{each.problems:.0f}" if math.isfinite(each.problems) else ""] if counted else []
+        out.add_row(Text(label), *(Text(cell) for cell in (*cells, *count, str(each.step))))
     return out

@@ -88,21 +88,38 @@ def _sets(runs: Sequence[Run]) -> str:
     if not names:
         return ""
     if len(runs) == 1:
-        rows = [[esc(each.label), *(_measure(0, each, name) for name in names), str(each.step)] for each in found[0]]
-        head = ["held-out set", *names, "step"]
+        rows = [
+            [esc(each.label), *(_measure(0, each, name) for name in names), _count(each.problems), str(each.step)]
+            for each in found[0]
+        ]
+        head = ["held-out set", *names, "problems", "step"]
         return table("Each held-out set and category at its newest evaluation", head, rows, kind="numbers")
     shown = {name for name, _, _ in ROWS}
-    columns = dict.fromkeys(
-        (name, each.label) for name in names for sets in found for each in sets if name in each.values
-    )
-    wanted = [(name, label) for name, label in columns if f"{name}/{label}" not in shown]
+    columns = [(name, each) for name in names for sets in found for each in sets if name in each.values]
+    first, rest = {}, {}  # (measure, label), in order
+    for name, each in columns:
+        if f"{name}/{each.label}" not in shown:
+            (first if name == "accuracy" or each.category is None else rest)[name, each.label] = None
+    out = _columns("More held-out sets, categories and measures", runs, found, list(first))
+    more = _columns("Other measures of categories", runs, found, list(rest))
+    return out + (details("Other measures of categories", more) if more else "")
+
+
+def _columns(
+    caption: str, runs: Sequence[Run], found: Sequence[Sequence[Measured]], wanted: Sequence[tuple[str, str]]
+) -> str:
+    """A row for each run, a column for each measure of a set or category; nothing where none is wanted."""
     rows = []
     for number, (run, sets) in enumerate(zip(runs, found, strict=True)):
         known = {each.label: each for each in sets}
         cells = [_measure(number, known[label], name) if label in known else "-" for name, label in wanted]
         rows.append([_named(number, run, several=True), *cells])
     head = ["run", *(f"{name}, {label}" for name, label in wanted)]
-    return table("More held-out sets, categories and measures", head, rows, kind="runs") if wanted else ""
+    return table(caption, head, rows, kind="runs") if wanted else ""
+
+
+def _count(problems: float) -> str:
+    return f"{problems:,.0f}" if math.isfinite(problems) else "-"
 
 
 def _measure(number: int, each: Measured, name: str) -> str:

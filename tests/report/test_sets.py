@@ -15,6 +15,8 @@ METRICS = [
         "accuracy/heldout/low": 0.7,
         "accuracy/heldout/high": 0.8,
         "pass@4/heldout": 1.0,
+        "n/heldout": 128.0,
+        "n/heldout[sums]": 32.0,
         "accuracy/heldout[sums]": 0.5,
         "accuracy/heldout[\x1b[2J]": 1.0,
         "maj@4/hard": None,
@@ -55,7 +57,7 @@ def test_the_table_has_a_row_for_each_set_and_category_and_moves_no_cursor():
     table = table_of_sets(METRICS)
     assert table is not None
     lines = [line.split() for line in rendered(table).splitlines()]
-    assert lines[0] == ["held-out", "set,", "%", "accuracy", "pass@4", "step"]
-    assert lines[1] == ["heldout", "75.0", "(70.0-80.0)", "100.0", "9"]
-    assert lines[2:] == [["sums", "50.0", "9"], ["[2J", "100.0", "9"], ["hard", "12.5", "5"]]
+    assert lines[0] == ["held-out", "set,", "%", "accuracy", "pass@4", "problems", "step"]
+    assert lines[1] == ["heldout", "75.0", "(70.0-80.0)", "100.0", "128", "9"]
+    assert lines[2:] == [["sums", "50.0", "32", "9"], ["[2J", "100.0", "9"], ["hard", "12.5", "5"]]
     assert table_of_sets([]) is None

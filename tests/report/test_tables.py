@@ -27,8 +27,8 @@ def runs(tmp_path: Path) -> list[Run]:
         for s in (1, 2)
     ]
     origin = {"file": "/tmp/<sums>.py", "variant": None, "assignments": ["seed=1", "a=<b>"]}
-    one = write_run(tmp_path / "one", metrics_of(0.75), [], timing=times, origin=origin)
-    more = {"accuracy/heldout[a&b]": 0.5, "pass@2/heldout": 0.875}
+    one = write_run(tmp_path / "one", metrics_of(0.75, **{"n/heldout": 1234.0}), [], timing=times, origin=origin)
+    more = {"accuracy/heldout[a&b]": 0.5, "pass@2/heldout": 0.875, "pass@2/heldout[a&b]": 0.75}
     return gather([one, write_run(tmp_path / "two", metrics_of(0.5, **more), [], settings={"seed": "<1>"})], most=1)
 
 
@@ -48,13 +48,16 @@ def test_one_run_is_shown_before_and_after(runs: list[Run]):
         ["", "before", "after", "change"],
         ["accuracy, sampled", "25.0 %", "75.0 % (70.0 to 80.0)", "+50.0 points"],
     ]
-    assert sets == [["held-out set", "accuracy", "step"], ["heldout", "75.0 % (70.0 to 80.0)", "4"]]
+    assert sets == [
+        ["held-out set", "accuracy", "problems", "step"],
+        ["heldout", "75.0 % (70.0 to 80.0)", "1,234", "4"],
+    ]
     # The last ten steps are all four: rewards 1/4, 2/4, 3/4, 1; entropy (1 + 1/2 + 1/3 + 1/4) / 4 = 25/48.
     assert training == [["run", "reward", "entropy, nats a token"], ["one", "0.625", "0.521"]]
 
 
 def test_several_runs_have_a_row_each(runs: list[Run]):
-    ends, sets, training = cells(tables.numbers(runs))
+    ends, sets, more, training = cells(tables.numbers(runs))
     assert ends == [
         ["run", "GRPO steps", "accuracy before", "accuracy, sampled"],
         ["one", "4", "25.0 %", "75.0 % (70.0 to 80.0)"],
@@ -65,6 +68,7 @@ def test_several_runs_have_a_row_each(runs: list[Run]):
         ["one", "-", "-"],
         ["two", "50.0 %", "87.5 %"],
     ]
+    assert more == [["run", "pass@2, heldout [a&b]"], ["one", "-"], ["two", "75.0 %"]]
     assert [row[0] for row in training] == ["run", "one", "two"]
 
 
