@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from grpo_jax.data.counter import permuted, text_hash
-from grpo_jax.data.lines import Line, read_lines
+from grpo_jax.data.lines import Line, label_codes, read_lines
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
 from grpo_jax.lifeline import BadData
 from grpo_jax.rewards import text
@@ -44,11 +44,14 @@ class Jsonl:
     """A second file to hold out instead; none of its prompts may be in `path`."""
     prompt: str = "{prompt}\n<think>"
     completion: str = "{solution}</think><answer>{answer}</answer>"
+    labels: tuple[str, ...] = ()
+    """Keys of the lines that become `Prompts.label`, each the place of its value among the sorted ones of the file."""
 
     def __post_init__(self) -> None:
         self._check_settings()
         self._check_lengths()
         self._check_split()
+        self._check_labels()
 
     @property
     def tokenizer(self) -> ByteTokenizer:
@@ -141,6 +144,11 @@ class Jsonl:
         return np.array([text_hash(line.prompt) < bound for line in self.lines], bool)
 
     @cached_property
+    def _codes(self) -> dict[str, np.ndarray]:
+        """Name of a label -> i32[lines]."""
+        return {name: label_codes(self.lines, name) for name in self.labels}
+
+    @cached_property
     def _train_rows(self) -> np.ndarray:
         return np.flatnonzero(~self._heldout_class)
 
@@ -158,7 +166,8 @@ class Jsonl:
 
     def _prompts(self, rows: np.ndarray, numbers: np.ndarray) -> Prompts:
         tokens, length = self._padded([self._prompt_ids(self.lines[row]) for row in rows], self.prompt_width)
-        return numpy_prompts(tokens, length, numbers, rows)
+        label = {name: codes[rows] for name, codes in self._codes.items()}
+        return numpy_prompts(tokens, length, numbers, rows, label)
 
     def _prompt_ids(self, line: Line) -> list[int]:
         return fill(self.prompt, {"prompt": line.prompt}, self.tokenizer)
@@ -186,6 +195,13 @@ class Jsonl:
                 f"Jsonl: got both heldout_path={self.heldout_path!r} and heldout_share={self.heldout_share}; allowed is"
                 " one of them; set heldout_share=0 to hold out the second file"
             )
+
+    def _check_labels(self) -> None:
+        repeated = sorted({name for name in self.labels if self.labels.count(name) > 1})
+        if repeated:
+            raise ValueError(f"Jsonl.labels: got {repeated[0]!r} twice; allowed is every key once; remove one")
+        for name in self.labels:
+            label_codes(self.lines, name)
 
     def _check_lengths(self) -> None:
         for line in self.lines:

@@ -4,8 +4,10 @@ import codecs
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from grpo_jax.lifeline import BadData
 
@@ -66,6 +68,28 @@ def _bytes(path: str) -> bytes:
 
 def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe that nobody writes to would wait for ever
+
+
+def label_codes(lines: Sequence[Line], name: str) -> np.ndarray:
+    """i32[lines], the place of the value under the key `name` among the sorted distinct ones; whole numbers go first.
+
+    Raises BadData, naming file and line, where the key is missing or its value is neither text nor a whole number.
+    """
+    for line in lines:
+        value = line.metadata.get(name)
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            got = f"{value!r:.80}" if name in line.metadata else f"no such key among {sorted(line.metadata)}"
+            raise BadData(
+                f'{line.path}:{line.number}: label "{name}": got {got}; allowed is text or a whole number in every'
+                f' line; add "{name}" to the line, or take it out of labels'
+            )
+    values = sorted({line.metadata[name] for line in lines}, key=_rank)
+    place = {value: code for code, value in enumerate(values)}
+    return np.array([place[line.metadata[name]] for line in lines], np.int32)
+
+
+def _rank(value: object) -> tuple[int, object]:
+    return (isinstance(value, str), value)
 
 
 def _line(path: str, number: int, row: bytes, tags: tuple[str, ...]) -> Line:
