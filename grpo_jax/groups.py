@@ -47,7 +47,7 @@ def tied(reward: Array, group: Array, *, num_groups: int, valid: Array) -> Array
     """bool[num_groups]: True where a group's valid rewards are all exactly equal, or it has no valid row.
 
     The test compares the largest with the smallest reward. A standard deviation would not do: in float32 that of
-    0.95, 0.95, 0.95 is not 0, because their mean is not 0.95.
+    0.85, 0.85, 0.85 is not 0, because their mean is not 0.85.
     """
     largest = masked.segment_max(reward, group, num_groups, valid)
     return largest <= masked.segment_min(reward, group, num_groups, valid)

@@ -1,4 +1,4 @@
-"""Groupings: which rows are compared."""
+"""Groupings: which rows are compared. Their laws are held in `tests/testing`."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import groups
-from grpo_jax.types import Array, Collected, Prompts, Reward, Rollouts
+from grpo_jax.types import Collected, Prompts, Reward, Rollouts
 
 
 def collected(

@@ -20,6 +20,7 @@ import numpy as np
 from grpo_jax.data.counter import permuted, text_hash
 from grpo_jax.data.lines import Line, label_codes, read_lines
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
+from grpo_jax.lifeline import BadData
 from grpo_jax.rewards import text
 from grpo_jax.text import ByteTokenizer, check_template, fill
 from grpo_jax.types import Prompts
@@ -209,7 +210,7 @@ class Jsonl:
                 ("solution and answer", self._completion_ids(line), "completion_width", self.completion_width),
             ):
                 if len(ids) > width:
-                    raise ValueError(
+                    raise BadData(
                         f"{line.path}:{line.number}: {what} of {len(ids)} tokens with the template; allowed are at most"
                         f" {width}; shorten it or set {name}={len(ids)}"
                     )
@@ -219,17 +220,17 @@ class Jsonl:
         for line, held in zip(self.lines, self._heldout_class, strict=True):
             first = seen.setdefault(line.prompt, line)
             if first.answer != line.answer:
-                raise ValueError(
+                raise BadData(
                     f"{line.path}:{line.number}: answer {line.answer!r} to a prompt answered {first.answer!r} at"
                     f" {first.path}:{first.number}; allowed is one answer a prompt; correct or remove one of the lines"
                 )
             if held and self.heldout_path is not None and first.path != line.path:
-                raise ValueError(
+                raise BadData(
                     f"{line.path}:{line.number}: held-out prompt is also a training prompt at"
                     f" {first.path}:{first.number}; the two files must not share a prompt; remove one of the lines"
                 )
         if not len(self._train_rows):
-            raise ValueError(
+            raise BadData(
                 f"{self.path}: all {len(self.lines)} lines are held out; lower heldout_share or add lines to the file"
             )
 
@@ -237,5 +238,5 @@ class Jsonl:
 def _in_epochs(rows: np.ndarray, seed: int, stream: int, numbers: np.ndarray) -> np.ndarray:
     """The row of each draw: element ``k % n`` of the permutation of epoch ``k // n``."""
     if not len(rows):
-        raise ValueError("split: there is no held-out line; set heldout_share above 0 or give heldout_path")
+        raise BadData("split: there is no held-out line; set heldout_share above 0 or give heldout_path")
     return rows[permuted(numbers % len(rows), len(rows), seed, stream, numbers // len(rows))]
