@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from grpo_jax import __version__, objectives
 from grpo_jax.checkpoint import Checkpoints, Restored
-from grpo_jax.experiment import Experiment, settings
+from grpo_jax.experiment import Experiment, data_digest, settings
 from grpo_jax.journal import Journal, read, sole_writer, write_json
 from grpo_jax.lifeline import say
 from grpo_jax.origin import CONFIG, Origin, held, stored
@@ -149,7 +149,7 @@ def _config(experiment: Experiment) -> dict[str, Any]:
     packages = {name: version(name) for name in PACKAGES}
     return {
         "settings": settings(experiment),
-        "data_digest": experiment.data.digest,
+        "data_digest": data_digest(experiment),
         "source_digest": objectives.source_digest(experiment),
         "versions": {**packages, "grpo-jax": __version__, "python": platform.python_version()},
     }

@@ -30,6 +30,7 @@ from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Exit, Guard, Heartbeat, Preempted, RunStopped, Signals, write_dump
 from grpo_jax.objectives import functions
 from grpo_jax.origin import Origin
+from grpo_jax.questions import further_sets
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.rewards.text import Scores, status_counts
@@ -120,6 +121,9 @@ def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) ->
         prompts=prompts,
         mesh=None if experiment.mesh is None else make_mesh(experiment.mesh),
         pool=pool,
+        further=further_sets(experiment.heldout, count=experiment.evaluation.full_prompts),
+        category=experiment.evaluation.category,
+        ks=experiment.evaluation.ks,
     )
 
 
@@ -130,7 +134,10 @@ def problems(experiment: Experiment) -> Prompts:
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
     draws = min(max(train.steps * train.prompts, warm.limit * warm.rows if warm else 0), CHECKED)
-    assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws)
+    judging = judge(experiment, prompts)
+    heldout.check(judging, experiment)
+    further = {name: given for name, (_, given) in judging.further.items()}
+    assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws, further=further)
     return prompts
 
 
@@ -295,7 +302,7 @@ class Session:
         """
         settings = self.experiment.evaluation
         sizes: dict[str, Any] = {"prompts": settings.full_prompts, "samples": settings.samples}
-        small: dict[str, Any] = {"prompts": settings.prompts, "samples": 1}
+        small: dict[str, Any] = {"prompts": settings.prompts, "samples": settings.small_samples}
         metrics, shown = heldout.evaluate(state.params, self.judge, **(sizes if full else small), show=settings.show)
         if gate is not None and metrics["accuracy/heldout"] >= gate:
             metrics, shown = heldout.evaluate(state.params, self.judge, **sizes, show=settings.show)
