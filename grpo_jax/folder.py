@@ -38,6 +38,10 @@ class Position(NamedTuple):
         """What a record stores of its position."""
         return {"phase": PHASES[self.phase], "step": self.step}
 
+    def index(self, meta: Mapping[str, Any]) -> int:
+        """The number of the checkpoint here: steps of the warm start, of which `meta` knows, and of GRPO."""
+        return meta.get("warm_steps", 0) + self.step if self.phase else self.step
+
 
 @dataclass
 class RunFolder:
@@ -63,12 +67,15 @@ class RunFolder:
             journal.rewind(lambda record: Position.of(record) <= reached)
         return restored
 
-    def save(self, position: Position, state: TrainState, meta: dict) -> None:
-        """Start an asynchronous save of everything up to `position`. The journals hold all of it already."""
+    def save(self, position: Position, state: TrainState, meta: dict, *, passing: bool = False) -> None:
+        """Start an asynchronous save of everything up to `position`. The journals hold all of it already.
+
+        What the ranking ``meta["best"]`` names stays; a `passing` save leaves nothing behind once the run has gone on.
+        """
         self.metrics.sync()
         self.samples.sync()
-        steps = meta.get("warm_steps", 0) + position.step if position.phase else position.step
-        self.checkpoints.save(steps, state, {**meta, **position.fields()})
+        best = [row["index"] for row in meta.get("best", [])]
+        self.checkpoints.save(position.index(meta), state, {**meta, **position.fields()}, best=best, passing=passing)
 
     @contextmanager
     def reference(self) -> Iterator[Checkpoints]:

@@ -28,7 +28,10 @@ STEPS = (
     ("4 testing", ("testing",)),
     (
         "5 runs",
-        tuple("experiment overrides origin folder heldout samples loop finish report alerts display".split()),
+        tuple(
+            "experiment overrides origin folder heldout samples setup phases logbook session imitation loop finish"
+            " report alerts display".split()
+        ),
     ),
     ("5 looking at runs", ("plan", "revisit", "show")),
     ("6 command line", ("cli", "__main__")),

@@ -85,7 +85,11 @@ def rewards(seed: int = 0) -> Reward:
 
 def batch_of(rollouts: Rollouts, reward: Reward, change: Gradient, reference: Params) -> Batch:
     """The phases between sampling and the update."""
-    collected = train.collect(rollouts, reward, settings=change, reference=reference)
+    logp_ref = None
+    if "logp_ref" in objectives.wants(change.recipe):
+        given = {"model": change.model, "temperature": change.temperature, "group_size": change.group_size}
+        logp_ref = train.reference_rows(reference, rollouts, **given)
+    collected = train.collect(rollouts, reward, logp_ref, recipe=change.recipe)
     labels, memory = train.label(collected, {}, change.recipe)
     values, _ = train.advantage(collected, labels, memory, change.recipe)
     return train.make_batch(collected, labels, values, change.recipe)
@@ -144,10 +148,21 @@ def begin() -> TrainState:
     return train.start(policy(), STEP.gradient)
 
 
+def whole_step(
+    state: TrainState, prompts: Prompts, seed: Any, *, reference: Params, mesh: Mesh | None = None
+) -> tuple[TrainState, Metrics, Batch]:
+    """The phases of `STEP` in a row, as one program."""
+    change, given = STEP.gradient, {"model": MODEL, "group_size": G, "mesh": mesh}
+    keys = [train.stream(seed, name) for name in (train.Stream.ROLLOUT, train.Stream.UPDATE)]
+    rollouts = train.sample_rows(state.params, prompts, keys[0], state.step, sampling=STEP.sampling, **given)
+    reward = train.score_rows(rollouts, reward=even_tokens)
+    logp_ref = train.reference_rows(reference, rollouts, temperature=change.temperature, **given)
+    return train.learn_rows(state, rollouts, reward, keys[1], logp_ref, settings=change, mesh=mesh)
+
+
 def step_program(mesh: Mesh | None = None) -> Callable[..., tuple[TrainState, Metrics, Batch]]:
-    """The whole step of `STEP`, jitted: ``(state, prompts, seed, reference=)``."""
-    step = partial(train.grpo_step, settings=STEP, mesh=mesh)
-    return jax.jit(step, donate_argnums=0, compiler_options=QUICK)
+    """`whole_step`, jitted: ``(state, prompts, seed, reference=)``."""
+    return jax.jit(partial(whole_step, mesh=mesh), donate_argnums=0, compiler_options=QUICK)
 
 
 def moves(params: Params, results: Results) -> dict[str, float]:
