@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
 
-from grpo_jax import objectives
+from grpo_jax import objectives, sanity
 from grpo_jax.data import Task
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import Recipe
@@ -147,6 +147,7 @@ class Experiment:
     heldout: Mapping[str, Task] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        sanity.check(self)
         vocabulary = self.data.tokenizer.vocab_size
         if self.model.vocab != vocabulary:
             raise ValueError(
@@ -343,7 +344,4 @@ def _flat(prefix: str, value: object) -> list[tuple[str, str]]:
         return rows
     if isinstance(value, Mapping) and any(dataclasses.is_dataclass(item) for item in value.values()):
         return [row for name, item in sorted(value.items()) for row in _flat(f"{prefix}.{name}", item)]
-    try:
-        return [(prefix, objectives.describe(value))]
-    except ValueError as error:
-        raise ValueError(f"{prefix}: {error}") from None
+    return [(prefix, objectives.describe(value, name=prefix))]

@@ -34,16 +34,22 @@ STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
 
 
 def run(
-    experiment: Experiment, run_dir: str | Path | None = None, fresh: bool = False, *, origin: Origin | None = None
+    experiment: Experiment,
+    run_dir: str | Path | None = None,
+    fresh: bool = False,
+    *,
+    origin: Origin | None = None,
+    accept_code_change: bool = False,
 ) -> Summary:
     """Train `experiment` in `run_dir` (default ``runs/NAME``), continuing what is there bit for bit.
 
-    `fresh` moves an existing run aside first; `origin` says how to make the experiment again, for `grpo-jax eval` and
-    `sample`. Raises ValueError for settings that cannot be run and RunStopped, which
-    carries an exit code, for trouble on the way.
+    `fresh` moves an existing run aside first, `accept_code_change` goes on with functions whose source has changed;
+    `origin` says how to make the experiment again, for `grpo-jax eval` and `sample`. Raises ValueError for settings
+    that cannot be run and RunStopped, which carries an exit code, for trouble on the way.
     """
     prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
-    folder = open_folder(Path(run_dir or Path("runs") / experiment.name), experiment, fresh=fresh, origin=origin)
+    path, starting = Path(run_dir or Path("runs") / experiment.name), {"fresh": fresh, "origin": origin}
+    folder = open_folder(path, experiment, **starting, accept_code_change=accept_code_change)
     display = choose(process_index=jax.process_index(), plan=plan(experiment))
     try:
         with (

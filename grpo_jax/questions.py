@@ -9,6 +9,7 @@ import numpy as np
 
 from grpo_jax.data import Task
 from grpo_jax.data.tasks import numpy_prompts
+from grpo_jax.lifeline import BadData
 from grpo_jax.types import Prompts
 
 CATEGORIES = 64
@@ -31,7 +32,7 @@ class Questions:
 def together(sets: Mapping[str, tuple[Task, Prompts]], category: str | None) -> dict[str, Questions]:
     """Every set by name, with prompts of one width and with the categories that the key `category` names.
 
-    Raises ValueError for a category that cannot be part of the name of a metric.
+    Raises BadData for a category that cannot be part of the name of a metric, and ValueError where there are too many.
     """
     width = max(task.prompt_width for task, _ in sets.values())
     return {
@@ -47,7 +48,7 @@ def further_sets(tasks: Mapping[str, Task], *, count: int | None) -> dict[str, t
         try:
             found[name] = (task, _problems(task, count))
         except ValueError as error:
-            raise ValueError(f"heldout.{name}: {error}") from None
+            raise type(error)(f"heldout.{name}: {error}") from None
     return found
 
 
@@ -81,11 +82,11 @@ def _labels(name: str, task: Task, prompts: Prompts, category: str | None) -> tu
 
 
 def _check_category(value: object, key: str, problem: str) -> None:
-    """Raise a ValueError for a category that cannot be part of the name of a metric."""
+    """Raise a BadData for a category that cannot be part of the name of a metric."""
     plain = value is None or (isinstance(value, str | int) and not isinstance(value, bool))
     text = str(value)
     if not plain or text != text.strip() or not re.fullmatch(r"[\w. -]{1,60}", text):
-        raise ValueError(
+        raise BadData(
             f"heldout set {problem} has the {key} {value!r:.80}, allowed are 1 to 60 letters, digits, spaces and"
             " '.', '_', '-', with none of the spaces at an end: correct it, or set evaluation.category=None"
         )
