@@ -19,6 +19,7 @@ from grpo_jax.experiment import Experiment, Summary
 from grpo_jax.finish import summarise
 from grpo_jax.folder import Position, open_folder
 from grpo_jax.imitation import begin, imitate
+from grpo_jax.journal import read
 from grpo_jax.lifeline import Heartbeat, Signals
 from grpo_jax.logbook import Logbook
 from grpo_jax.origin import Origin
@@ -76,8 +77,8 @@ def reinforce(
     """The GRPO steps from `done` on. The journal of a step is written while the next one is sampled."""
     experiment, book, clock = session.experiment, session.book, session.clock
     train, saving = experiment.train, experiment.saving
-    if done == 0 and not experiment.warm_start:
-        book.write(Position(1, 0), {}, session.evaluate(state, Position(1, 0), full=True))
+    if done == 0:
+        meta = before(session, state, meta)
     limit = FailureLimit(share=experiment.scoring.failure_share)
     phases = Phases(session.settings, session.judge, reference(session, state, done), clock=clock, failures=limit)
     waiting: tuple[int, Learned] | None = None
@@ -99,12 +100,28 @@ def reinforce(
             extra = session.evaluate(state, Position(1, step), full=last) if evaluating else {}
             book.step(*waiting, extra)
             waiting = None
-        if last or leaving or step % saving.every == 0:
-            session.save(Position(1, step), state, meta)
+            meta = session.ranked(Position(1, step), meta, extra)
+        due = last or step % saving.every == 0 or session.among_best(Position(1, step), meta)
+        if due or leaving:
+            session.save(Position(1, step), state, meta, passing=not due)
         if leaving and not last:
             session.leave(Position(1, step))
         session.folder.checkpoints.poll()
     return state, meta
+
+
+def before(session: Session, state: TrainState, meta: dict[str, Any]) -> dict[str, Any]:
+    """What GRPO begins with is evaluated, unless the warm start ended with that; `meta` with what it is worth."""
+    if session.experiment.warm_start:
+        return session.ranked(Position(0, meta["warm_steps"]), meta, read(session.folder.path / "metrics.jsonl")[-1])
+    first = Position(1, 0)
+    if "best" not in meta:  # else the state was restored, with its evaluation
+        metrics = session.evaluate(state, first, full=True)
+        session.book.write(first, {}, metrics)
+        meta = session.ranked(first, meta, metrics)
+        if session.among_best(first, meta):
+            session.save(first, state, meta)
+    return meta
 
 
 def reference(session: Session, state: TrainState, done: int) -> Params | None:

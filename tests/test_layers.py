@@ -24,7 +24,7 @@ STEPS = (
     ("2 models", ("models",)),
     ("2 sampling", ("sampling",)),
     ("3 training", ("train", "updates", "checkpoint", "lifeline", "journal", "compiled")),
-    ("4 tasks", ("data", "text", "evaluate", "rewards")),
+    ("4 tasks", ("data", "text", "evaluate", "rewards", "questions", "verdict")),
     ("4 testing", ("testing",)),
     (
         "5 runs",
