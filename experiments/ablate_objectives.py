@@ -67,15 +67,15 @@ RATES = {"rloo": 1 / LENGTH}
 """Gradient descent: the share of its learning rate that a recipe gets; rows of `rloo` weigh by their length."""
 
 ADAM = Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05, clip_norm=0.0)
-DESCENT = SGD(learning_rate=0.1, warmup=5, schedule="linear", final=0.05, momentum=0.9, clip_norm=0.0)
+DESCENT = SGD(learning_rate=0.03, warmup=5, schedule="linear", final=0.05, momentum=0.9, clip_norm=0.0)
 
 EXPERIMENT = replace(
     QUICKSTART,
     name="ablate_objectives",
     recipe=RECIPES["grpo"],
-    train=Train(steps=40, prompts=32, group_size=8, epochs=4, minibatches=4),
+    train=Train(steps=12, prompts=32, group_size=8, epochs=4, minibatches=4),
     optimizer=ADAM,
-    evaluation=Evaluation(every=5, prompts=512, full_prompts=2048, samples=4, show=2),
+    evaluation=Evaluation(every=2, prompts=512, full_prompts=2048, samples=4, show=2),
 )
 VARIANTS = {
     **{f"{name}-adam": replace(EXPERIMENT, recipe=recipe) for name, recipe in RECIPES.items()},

@@ -145,13 +145,18 @@ def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
             kept.close()
 
 
-def _config(experiment: Experiment) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Name -> version of what may decide the last bits of a run."""
     packages = {name: version(name) for name in PACKAGES}
+    return {**packages, "grpo-jax": __version__, "python": platform.python_version()}
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
     return {
         "settings": settings(experiment),
         "data_digest": experiment.data.digest,
         "source_digest": objectives.source_digest(experiment),
-        "versions": {**packages, "grpo-jax": __version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 

@@ -219,6 +219,7 @@ def _one(folder: Path, ablation: Ablation, run: Run) -> str:
             run.experiment,
             run.within(folder),
             origin=ablation.origin(run),
+            warm_starts=folder / WARM_STARTS,
         )
     except Diverged as error:
         say(f"stopped: {error.sentence}")
