@@ -69,7 +69,7 @@ def run(
                 state, position = begin(session, state), Position(1, 0)
             state, meta = reinforce(session, state, position.step, meta)
             display.close()  # the tables of the summary come below the last picture
-            return summarise(experiment, folder, state, meta)
+            return summarise(experiment, folder, state, meta, begun=book.begun)
     finally:
         display.close()
         folder.close()
