@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import STARTED, objectives
+from grpo_jax import objectives
 from grpo_jax.alerts import Alerts
 from grpo_jax.display import Display
 from grpo_jax.experiment import Experiment, settings, step_settings
 from grpo_jax.folder import Position, RunFolder
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Guard, Heartbeat, write_dump
-from grpo_jax.phases import Learned, Stopwatch, peak_memory
+from grpo_jax.phases import Learned, Stopwatch, begun, peak_memory
 from grpo_jax.rewards.text import status_counts
 from grpo_jax.samples import rollout_records
 from grpo_jax.train import host
@@ -39,7 +39,8 @@ class Logbook:
         self.experiment, self.folder, self.display, self.heartbeat = experiment, folder, display, heartbeat
         self.clock, self.alerts = clock, Alerts(settings(experiment))
         self.guard = Guard(experiment.train.skip_limit)
-        self._last = (STARTED, 0.0)  # wall and CPU seconds at the last line of the journals
+        self.begun = begun()  # wall and CPU seconds
+        self._last = self.begun  # the same at the last line of the journals
 
     def reread(self, *, show: bool = False) -> None:
         """Have the alerts know what is in the journal already: what was said before is not said again.

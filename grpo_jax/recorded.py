@@ -39,7 +39,7 @@ class Tape:
 
     def __init__(self, path: Path | None, experiment: Experiment) -> None:
         self.path, self._seed = path, experiment.seed
-        self._by = sha256([settings(experiment), experiment.data.digest, objectives.source_digest(experiment)])
+        self._by = sha256([settings(experiment), experiment.data.digest])
         self._places: dict[int, tuple[int, int]] = {}  # step -> where its line begins and how long it is
         self._journal: Journal | None = None
         self._identity = {} if path is None else identity(experiment)
