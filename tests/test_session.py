@@ -25,7 +25,7 @@ def test_a_session_leaves_with_everything_saved_and_the_next_one_goes_on_there(t
         book = Logbook(COLD, folder, SilentDisplay(), Heartbeat(tmp_path / "stacks", 60, 60), Stopwatch())
         session = Session(COLD, folder, Signals(), judge(COLD, problems(COLD)), book)
         state, position, meta = session.restore()
-        assert position == Position(1, 0 if attempt == 1 else 3) and folder.attempt == 1
+        assert position == Position(1, 0 if attempt == 1 else 3) and folder.attempt == attempt
         if attempt == 1:
             begun = jax.device_get(state.params)
             for step in (1, 2, 3):
