@@ -10,7 +10,8 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from grpo_jax.report import clean
-from grpo_jax.report.curves import BLUE, FONT, GRID, INK, MUTED, ORANGE, RULE, ticks
+from grpo_jax.report.curves import BLUE, FONT, ORANGE
+from grpo_jax.report.plot import GRID, INK, MUTED, RULE, ticks
 
 WIDTH, COLUMNS, GAP, MARGIN = 900, 3, 18, 16
 HEAD, PANEL_HEIGHT, FOOT = 44, 170, 30
