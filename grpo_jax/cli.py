@@ -23,8 +23,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from grpo_jax import __version__
-from grpo_jax.endings import Unloadable, guarded, page
-from grpo_jax.lifeline import MEANINGS, BadData, Exit, say
+from grpo_jax.endings import Unloadable, guarded
+from grpo_jax.lifeline import MEANINGS, BadData, Exit, page, say
 from grpo_jax.origin import Origin, origin_of
 
 if TYPE_CHECKING:

@@ -185,6 +185,20 @@ class Journal:
         if written != len(line):
             raise self._failed(OSError(f"only {written} of {len(line)} bytes were taken: is the disk full?"))
 
+    def adopt(self, lines: bytes) -> None:
+        """Appends whole lines of another journal, byte for byte.
+
+        Raises:
+          DataError: the disk refuses.
+        """
+        try:
+            with open(self.path, "ab") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+
     def sync(self) -> None:
         """Returns when everything written is on the disk itself: wanted before a checkpoint that counts on it."""
         if self._descriptor is None:
