@@ -25,13 +25,15 @@ def test_a_session_leaves_with_everything_saved_and_the_next_one_goes_on_there(t
         book = Logbook(COLD, folder, SilentDisplay(), Heartbeat(tmp_path / "stacks", 60, 60), Stopwatch())
         session = Session(COLD, folder, Signals(), judge(COLD, problems(COLD)), book)
         state, position, meta = session.restore()
-        assert position == Position(1, 0 if attempt == 1 else 3) and folder.attempt == 1
+        assert position == Position(1, 0 if attempt == 1 else 3) and folder.attempt == attempt
         if attempt == 1:
             begun = jax.device_get(state.params)
+            for step in (1, 2, 3):
+                book.write(Position(1, step), {}, {})
             session.save(Position(1, 3), state, meta)
             with pytest.raises(Preempted, match="'step': 3"):
                 session.leave(Position(1, 3))
-            assert set(session.clock.lap()) == {"saving"}
+            assert "saving" in session.clock.lap()
         else:
             jax.tree.map(np.testing.assert_array_equal, begun, jax.device_get(state.params))
         folder.close()
