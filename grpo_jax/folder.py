@@ -134,7 +134,7 @@ def open_folder(
     that cannot be used, DataError where the disk is full, and RunStopped (code 4) for one in which another process
     works.
     """
-    path = Path(path).absolute()
+    path, config = Path(path).absolute(), _config(experiment)  # what cannot be described leaves no folder behind
     try:
         _check_folder(path)
         if fresh and path.exists():
@@ -142,16 +142,16 @@ def open_folder(
         path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(sole_writer(path))
-            return _opened(path, experiment, origin, accept_code_change, held)
+            return _opened(path, experiment, _agreed(path / CONFIG, config, origin, accept_code_change), held)
     except OSError as error:
         raise _unusable(path, error) from None
 
 
 def _opened(
-    path: Path, experiment: Experiment, origin: Origin | None, accept_code_change: bool, held: ExitStack
+    path: Path, experiment: Experiment, agreed: tuple[dict[str, Any], dict[str, Any] | None], held: ExitStack
 ) -> RunFolder:
     """The folder, once it is `held` against other processes; takes over what is held."""
-    config, accepted = _agreed(path / CONFIG, _config(experiment), origin, accept_code_change)
+    config, accepted = agreed
     identity = _identity(config)
     return RunFolder(
         path=path,
