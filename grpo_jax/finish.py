@@ -14,6 +14,7 @@ from grpo_jax.compiled import traces
 from grpo_jax.experiment import Experiment, Summary
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import read, write_json
+from grpo_jax.lifeline import page, say
 from grpo_jax.types import TrainState
 
 MEASURED = ("accuracy", "greedy", "format", "length", "entropy")
@@ -70,9 +71,13 @@ def _print(folder: RunFolder, summary: Summary, metrics: Sequence[Mapping[str, A
         for end in (before, after)
     )
     shown = report.rendered(report.table(before, after), report.completions(first, last))
-    print(f"\n{shown}\n{report.describe_run(metrics)}\n")
-    print(
+    told = (
+        f"\n{shown}\n{report.describe_run(metrics)}\n\n"
         f"{summary.parameters:,} parameters, {summary.warm_steps} warm start and {summary.steps} GRPO steps,"
         f" {summary.seconds:.0f} s, {summary.cpu_seconds:.0f} CPU s; curves in {folder.path / 'figure.svg'},"
-        f" numbers in {folder.path / 'summary.json'}"
+        f" numbers in {folder.path / 'summary.json'}\n"
     )
+    try:
+        page(told)
+    except OSError as error:  # everything is on disk: the run is done
+        say(f"the summary could not be printed ({error.strerror}); numbers are in {folder.path / 'summary.json'}")

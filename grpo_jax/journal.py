@@ -105,13 +105,18 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def read(path: Path) -> list[dict]:
-    """The records of a journal, without a torn last line; none where there is no file.
+def each(path: Path) -> Iterator[dict]:
+    """The records of a journal one by one, without a torn last line; none where there is no file.
 
     Raises:
       DataError: a whole line is no record, or the file cannot be read.
     """
-    return [record for _, record in _lines(Path(path)) if record is not None]
+    return (record for _, record in _lines(Path(path)) if record is not None)
+
+
+def read(path: Path) -> list[dict]:
+    """The same as a list: see `each`."""
+    return list(each(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -33,7 +33,7 @@ STEPS = (
             " finish report alerts display".split()
         ),
     ),
-    ("5 looking at runs", ("plan", "revisit", "show")),
+    ("5 looking at runs", ("plan", "revisit", "show", "ablation")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

@@ -1,0 +1,210 @@
+"""``grpo-jax ablate``: from a file with VARIANTS and SEEDS to runs, tables and a figure."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from grpo_jax.ablation import figure, tables
+from grpo_jax.ablation.coincide import claims
+from grpo_jax.ablation.measure import OUTCOMES, TIMES, TRAINING, curve, means, numbers, paired
+from grpo_jax.ablation.study import ITSELF, Ablation, Ends, carry_out, open_ablation, rollouts_of
+from grpo_jax.ablation.tables import Results, Section
+from grpo_jax.experiment import Experiment
+from grpo_jax.journal import write_json
+from grpo_jax.lifeline import Exit
+from grpo_jax.overrides import override
+from grpo_jax.plan import sizes
+
+WIDTH = 132
+"""Columns of the tables on the terminal: means with intervals are wide."""
+
+
+def planned(
+    file: Path,
+    module: ModuleType,
+    *,
+    variants: str | None = None,
+    seeds: str | None = None,
+    assignments: Sequence[str] = (),
+    rollouts: str | None = None,
+) -> Ablation:
+    """The ablation that the flags of the command line ask of the file `file`, loaded as `module`.
+
+    Without `variants` those of VARIANTS take part, and not EXPERIMENT, which has to be named as a variant or given as
+    ``--variants EXPERIMENT,...``. Without `seeds` those of SEEDS count, and without these that of the experiments.
+
+    Raises:
+        ValueError: a name, a seed or a setting is unknown or of no use, and which are.
+    """
+    known = _known(file, module)
+    names = _names(variants, known, list(getattr(module, "VARIANTS", {})))
+    fixed = [text for text in assignments if text.partition("=")[0].strip() == "seed"]
+    if fixed:
+        raise ValueError(f"--set {fixed[-1]}: allowed are settings that all runs share: give seeds with --seeds 0,1,2")
+    chosen = {name: override(known[name], assignments) for name in names}
+    return Ablation(
+        file=str(file.resolve()),
+        variants=chosen,
+        seeds=_seeds(seeds, getattr(module, "SEEDS", None), chosen),
+        assignments=tuple(assignments),
+        rollouts=None if rollouts is None else Path(rollouts).absolute(),
+    )
+
+
+def _known(file: Path, module: ModuleType) -> dict[str, Experiment]:
+    """What may take part, by name."""
+    variants = getattr(module, "VARIANTS", {})
+    if not isinstance(variants, Mapping) or not variants:
+        raise ValueError(
+            f"{file}: got {f'VARIANTS of type {type(variants).__name__}' if variants else 'no VARIANTS'}, allowed is a"
+            ' mapping from names to experiments: write VARIANTS = {"name": Experiment(...)}'
+        )
+    known = dict(variants)
+    if hasattr(module, ITSELF):
+        known.setdefault(ITSELF, module.EXPERIMENT)
+    wrong = {name: type(value).__name__ for name, value in known.items() if not isinstance(value, Experiment)}
+    for name, kind in wrong.items():
+        raise ValueError(
+            f"{file}: {name} is a {kind}, allowed is a grpo_jax.Experiment: write {name!r}: Experiment(...)"
+        )
+    return known
+
+
+def _names(asked: str | None, known: Mapping[str, Experiment], usual: Sequence[str]) -> list[str]:
+    names = list(usual) if asked is None else [name.strip() for name in asked.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"--variants: got {name!r}, allowed {', '.join(known)}: "
+                + (f"did you mean {near[0]!r}?" if near else "choose some of these, with commas between")
+            )
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"--variants: got {asked!r}, allowed are different names of {', '.join(known)}: write some of them"
+        )
+    return names
+
+
+def _seeds(asked: str | None, usual: object, chosen: Mapping[str, Experiment]) -> tuple[int, ...]:
+    if asked is not None:
+        parts = [part.strip() for part in asked.split(",") if part.strip()]
+        wrong = [part for part in parts if not part.isdecimal()]
+        if wrong:
+            raise ValueError(
+                f"--seeds: got {wrong[0]!r}, allowed are whole numbers from 0 with commas between: write --seeds 0,1,2"
+            )
+        return tuple(int(part) for part in parts)
+    if usual is None:
+        own = {experiment.seed for experiment in chosen.values()}
+        if len(own) > 1:
+            raise ValueError(
+                f"--seeds: got none, and the variants have {', '.join(map(str, sorted(own)))}, allowed is one set for"
+                " all: write SEEDS = (0, 1, 2) in the file, or --seeds 0,1,2"
+            )
+        return tuple(own)
+    if not isinstance(usual, tuple | list) or not all(isinstance(seed, int) and seed >= 0 for seed in usual):
+        raise ValueError(f"SEEDS: got {usual!r}, allowed is a tuple of whole numbers from 0: write SEEDS = (0, 1, 2)")
+    return tuple(usual)
+
+
+def ablate(ablation: Ablation, folder: Path, *, fresh: bool = False, show: Callable[[str], object] = print) -> int:
+    """Carry out `ablation` in `folder`, write and print what came of it; the exit code."""
+    with open_ablation(folder, ablation, fresh=fresh) as folder:
+        ended = carry_out(folder, ablation)
+        show(conclude(folder, ablation, ended))
+    return int(Exit.DIVERGED if any(ended.values()) else Exit.DONE)
+
+
+def conclude(folder: Path, ablation: Ablation, ended: Ends) -> str:
+    """Write `ablation.json`, `table.md`, `times.md` and `figure.svg`; the same tables for a terminal.
+
+    What is not the same every time, seconds, stands in `ablation.json` and `times.md` alone.
+    """
+    done = [run for run in ablation.runs() if ended.get((run.variant, run.seed)) == ""]
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for run in done:
+        found.setdefault(run.variant, {})[run.seed] = numbers(run.within(folder))
+    found = {name: found[name] for name in ablation.variants if name in found}
+    sections = page(ablation, found, ended)
+    measured = [tables.times(found)] if found else []
+    heading = f"# Ablation of {Path(ablation.file).name}\n\n"
+    (folder / "table.md").write_text(heading + tables.markdown(sections), encoding="utf-8")
+    (folder / "times.md").write_text(tables.markdown(measured) if measured else "", encoding="utf-8")
+    write_json(folder / "ablation.json", _document(ablation, found, ended))
+    curves = {name: [curve(run.within(folder)) for run in done if run.variant == name] for name in found}
+    figure.write(folder / "figure.svg", curves, title=f"Held-out accuracy, sampled: {Path(ablation.file).stem}")
+    where = (
+        f"\ntables in {folder / 'table.md'}, curves in {folder / 'figure.svg'}, numbers in {folder / 'ablation.json'}\n"
+    )
+    return tables.terminal([*sections[:2], *measured, *sections[2:]], width=WIDTH) + where
+
+
+def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
+    """The sections of `table.md`, which are the same every time."""
+    shared = ablation.rollouts is not None
+    words = [
+        f"{len(ablation.variants)} variants, {len(ablation.seeds)} seeds ({', '.join(map(str, ablation.seeds))});"
+        " means over the seeds with 95 % intervals by Student's t."
+    ]
+    if any(experiment.warm_start for experiment in ablation.variants.values()):
+        words.append("Runs of one seed that warm up by the same settings begin GRPO at the same parameters.")
+    if shared:
+        first = next(iter(ablation.variants))
+        words.append(
+            f"Rollouts are shared: {first} sampled them, and every variant was trained on these, seed by seed."
+        )
+    sections = [tables.results(found, measures=(*OUTCOMES, *TRAINING), title="Results", words=words)]
+    if len(found) > 1:
+        sections.append(tables.differences(found))
+    lost = tables.failures(ended)
+    sections += [lost] if lost else []
+    sections.append(tables.coincidences(claims(ablation.variants, own_rollouts=not shared), found))
+    return [*sections, tables.settings_table(ablation.variants)]
+
+
+def _document(ablation: Ablation, found: Results, ended: Ends) -> dict[str, Any]:
+    """All numbers, for programs."""
+    measures = (*OUTCOMES, *TRAINING, *TIMES)
+    first = next(iter(found), None)
+    return {
+        "file": ablation.file,
+        "seeds": list(ablation.seeds),
+        "rollouts": None if ablation.rollouts is None else [str(rollouts_of(ablation, s)) for s in ablation.seeds],
+        "runs": {name: {str(seed): dict(row) for seed, row in seeds.items()} for name, seeds in found.items()},
+        "means": {name: _intervals(means(list(seeds.values()), measures)) for name, seeds in found.items()},
+        "differences": {
+            name: _intervals(paired(seeds, found[first], tables.PAIRED))
+            for name, seeds in found.items()
+            if first is not None and name != first
+        },
+        "reference": first,
+        "diverged": [{"variant": n, "seed": s, "sentence": why} for (n, s), why in ended.items() if why],
+        "coincide": [asdict(claim) for claim in claims(ablation.variants, own_rollouts=ablation.rollouts is None)],
+        "settings": tables.varying(ablation.variants),
+    }
+
+
+def _intervals(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if value is None else asdict(value) for name, value in values.items()}
+
+
+def preview(ablation: Ablation, folder: Path) -> str:
+    """What the ablation would be: its runs, sizes, what should coincide, settings that differ. Nothing is trained."""
+    runs, seeds = len(ablation.variants) * len(ablation.seeds), ", ".join(map(str, ablation.seeds))
+    lines = [f"{runs} runs in {folder}: {len(ablation.variants)} variants with the seeds {seeds}"]
+    for name, experiment in ablation.variants.items():
+        train = experiment.train
+        lines.append(
+            f"  {name}: {sizes(experiment)['parameters']:,} parameters, {train.steps} steps of {train.prompts} x"
+            f" {train.group_size} rows, {train.epochs * train.minibatches} updates each"
+        )
+    own = ablation.rollouts is None
+    sections = [
+        tables.coincidences(claims(ablation.variants, own_rollouts=own), {}),
+        tables.settings_table(ablation.variants),
+    ]
+    return "\n".join(lines) + "\n" + tables.terminal(sections, width=WIDTH)
