@@ -98,4 +98,4 @@ def _widened(prompts: Prompts, width: int, pad: int) -> Prompts:
     missing = width - tokens.shape[1]
     if missing:
         tokens = np.pad(tokens, ((0, 0), (0, missing)), constant_values=pad)
-    return numpy_prompts(tokens, prompts.length, prompts.draw, prompts.row)
+    return numpy_prompts(tokens, prompts.length, prompts.draw, prompts.row, prompts.label)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo_jax.data import Chain, Jsonl
+from grpo_jax.data import Chain, Jsonl, Mixture
 from grpo_jax.questions import CATEGORIES, Questions, further_sets, together
 
 SHORT, LONG = Chain(operands=2), Chain(operands=4)
@@ -79,3 +79,9 @@ def test_what_a_task_cannot_give_is_an_error_that_names_the_set():
         further_sets({"mine": LONG}, count=0)
     with pytest.raises(ValueError, match=r"heldout\.mine: count: got 5000; allowed are 1 to \d+, all held-out"):
         further_sets({"mine": SHORT}, count=5000)
+
+
+def test_the_labels_of_the_prompts_stay():
+    mixture = Mixture({"short": SHORT, "long": LONG})
+    sets = together({"heldout": (mixture, mixture.heldout(6)), "longer": (Chain(operands=6), SHORT.heldout(1))}, None)
+    assert sets["heldout"].prompts.label["category"].tolist() == mixture.heldout(6).label["category"].tolist()
