@@ -36,11 +36,13 @@ def _order(place: str) -> tuple[bool, str]:
     return "[" in place, place
 
 
-def measures(record: Mapping[str, Any], place: str) -> list[str]:
-    """What the record has measured there and a table shows: accuracy first, then in the order of the record."""
-    end = f"/{place}"
-    found = [name.removesuffix(end) for name in record if name.endswith(end)]
-    found = [name for name in found if not OMITTED.fullmatch(name)]
+def measures(record: Mapping[str, Any], there: Sequence[str]) -> list[str]:
+    """What the record has measured at the places and a table shows: accuracy first, then in the order of the record."""
+    found: dict[str, None] = {}
+    for place in there:
+        end = f"/{place}"
+        names = [name.removesuffix(end) for name in record if name.endswith(end)]
+        found |= dict.fromkeys(name for name in names if not OMITTED.fullmatch(name))
     middle = [name for name in found if name not in (*FIRST, *LAST)]
     return [*(n for n in FIRST if n in found), *sorted(middle, key=_kind), *(n for n in LAST if n in found)]
 
@@ -53,7 +55,7 @@ def _kind(measure: str) -> int:
 def sets_table(record: Mapping[str, Any]) -> Table:
     """One evaluation: a row for each set and category, shares in percent with their 95 % interval."""
     rows = places(record)
-    columns = list(dict.fromkeys(name for place in rows for name in measures(record, place)))
+    columns = measures(record, rows)
     out = _headed(["n", *(f"{name} %" if SHARES.fullmatch(name) else name for name in columns)])
     for place in rows:
         cells = (value(record, name, place) for name in columns)
