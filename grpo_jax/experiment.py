@@ -14,7 +14,7 @@ from grpo_jax.objectives import Recipe
 from grpo_jax.rewards.text import TextRewards
 from grpo_jax.sampling import Sampling
 from grpo_jax.train import IMITATION, Step, TokenReward
-from grpo_jax.updates import Gradient, Optimizer
+from grpo_jax.updates import AnyOptimizer, Gradient, Optimizer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class WarmStart:
     gate: float = 0.3
     check_every: int = 100
     rows: int = 32
-    optimizer: Optimizer = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
+    optimizer: AnyOptimizer = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
     log_every: int = 100
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ class Experiment:
     reward: TokenReward | None = None
     seed: int = 0
     train: Train = Train()
-    optimizer: Optimizer = Optimizer()
+    optimizer: AnyOptimizer = Optimizer()
     warm_start: WarmStart | None = None
     evaluation: Evaluation = Evaluation()
     saving: Saving = Saving()

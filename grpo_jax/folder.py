@@ -58,12 +58,12 @@ class RunFolder:
     _accepted: dict[str, Any] | None
     _held: ExitStack
 
-    def restore(self, abstract: TrainState) -> Restored | None:
+    def restore(self, *abstract: TrainState) -> Restored | None:
         """The newest valid checkpoint, with the journals rewound to it; None for a run that has none.
 
-        `abstract` gives shapes, dtypes and shardings of the state; they are the same in both phases.
+        `abstract` gives shapes, dtypes and shardings of the state, in each phase where their optimisers differ.
         """
-        restored = self.checkpoints.restore(abstract)
+        restored = self.checkpoints.restore(*abstract)
         reached = Position(-1, 0) if restored is None else Position.of(restored.meta)
         for journal in (self.metrics, self.samples):
             journal.rewind(lambda record: Position.of(record) <= reached)
@@ -138,7 +138,7 @@ def open_folder(
     try:
         _check_folder(path)
         if fresh and path.exists():
-            _move_aside(path)
+            move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(sole_writer(path))
@@ -197,15 +197,20 @@ def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
             kept.close()
 
 
-def _config(experiment: Experiment) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Name -> version of what may decide the last bits of a run."""
     packages = {name: version(name) for name in PACKAGES}
+    return {**packages, "grpo-jax": __version__, "python": platform.python_version()}
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "settings": settings(experiment),
         "data_digest": data_digest(experiment),
         "source_digest": objectives.source_digest(experiment),
         "sources": objectives.source_digests(experiment),
-        "versions": {**packages, "grpo-jax": __version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 
@@ -308,7 +313,7 @@ def _version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names)
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
     """Rename a run; refused (RunStopped, code 4) while another process works in it."""
     number = 1
     while path.with_name(f"{path.name}.{number}").exists():

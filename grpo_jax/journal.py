@@ -105,13 +105,18 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def read(path: Path) -> list[dict]:
-    """The records of a journal, without a torn last line; none where there is no file.
+def each(path: Path) -> Iterator[dict]:
+    """The records of a journal one by one, without a torn last line; none where there is no file.
 
     Raises:
       DataError: a whole line is no record, or the file cannot be read.
     """
-    return [record for _, record in _lines(Path(path)) if record is not None]
+    return (record for _, record in _lines(Path(path)) if record is not None)
+
+
+def read(path: Path) -> list[dict]:
+    """The same as a list: see `each`."""
+    return list(each(path))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -179,6 +184,20 @@ class Journal:
             raise self._failed(error) from error
         if written != len(line):
             raise self._failed(OSError(f"only {written} of {len(line)} bytes were taken: is the disk full?"))
+
+    def adopt(self, lines: bytes) -> None:
+        """Appends whole lines of another journal, byte for byte.
+
+        Raises:
+          DataError: the disk refuses.
+        """
+        try:
+            with open(self.path, "ab") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
 
     def sync(self) -> None:
         """Returns when everything written is on the disk itself: wanted before a checkpoint that counts on it."""

@@ -18,7 +18,7 @@ from grpo_jax.display import choose
 from grpo_jax.experiment import Experiment, Summary
 from grpo_jax.finish import summarise
 from grpo_jax.folder import Position, open_folder
-from grpo_jax.imitation import begin, imitate
+from grpo_jax.imitation import begin
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Heartbeat, Signals
 from grpo_jax.logbook import Logbook
@@ -28,6 +28,7 @@ from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.session import Session
 from grpo_jax.setup import judge, plan, problems, workers
 from grpo_jax.types import Params, TrainState
+from grpo_jax.warm_starts import warmed
 
 STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
 """Seconds without a finished step after which a run counts as hung; before the first step, compiling included."""
@@ -40,12 +41,15 @@ def run(
     *,
     origin: Origin | None = None,
     accept_code_change: bool = False,
+    warm_starts: Path | None = None,
 ) -> Summary:
     """Train `experiment` in `run_dir` (default ``runs/NAME``), continuing what is there bit for bit.
 
     `fresh` moves an existing run aside first, `accept_code_change` goes on with functions whose source has changed;
-    `origin` says how to make the experiment again, for `grpo-jax eval` and `sample`. Raises ValueError for settings
-    that cannot be run and RunStopped, which carries an exit code, for trouble on the way.
+    `origin` says how to make the experiment again, for `grpo-jax eval` and `sample`. `warm_starts` is a folder in which
+    runs with the same warm start share it: the first leaves it there, the others take it and end in the same bits as if
+    they had not. Raises ValueError for settings that cannot be run and RunStopped, which carries an exit code, for
+    trouble on the way.
     """
     prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
     path, starting = Path(run_dir or Path("runs") / experiment.name), {"fresh": fresh, "origin": origin}
@@ -61,11 +65,11 @@ def run(
             session = Session(experiment, folder, signals, judge(experiment, prompts, pool), book)
             state, position, meta = session.restore()
             if position.phase == 0 and experiment.warm_start:
-                state, meta = imitate(session, experiment.warm_start, state, position.step, meta)
+                state, meta = warmed(session, state, position.step, meta, shelf=warm_starts)
                 state, position = begin(session, state), Position(1, 0)
             state, meta = reinforce(session, state, position.step, meta)
             display.close()  # the tables of the summary come below the last picture
-            return summarise(experiment, folder, state, meta)
+            return summarise(experiment, folder, state, meta, begun=book.begun)
     finally:
         display.close()
         folder.close()

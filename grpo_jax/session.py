@@ -13,7 +13,7 @@ from grpo_jax.heldout import Judge
 from grpo_jax.lifeline import Preempted, Signals
 from grpo_jax.logbook import Logbook
 from grpo_jax.samples import heldout_records
-from grpo_jax.train import init_state, place_state
+from grpo_jax.train import init_state, place_state, start
 from grpo_jax.types import TrainState
 
 
@@ -37,7 +37,9 @@ class Session:
     def restore(self) -> tuple[TrainState, Position, dict[str, Any]]:
         """The state to go on from, where that is, and the notes kept with it."""
         fresh = self.fresh()
-        restored = self.folder.restore(abstract(fresh))
+        # GRPO may have another optimiser than the warm start: the checkpoint says which of the two it holds.
+        later = place_state(start(fresh.params, self.settings.gradient), self.experiment.model, self.mesh)
+        restored = self.folder.restore(abstract(fresh), abstract(later))
         if restored is None:
             return fresh, Position(0 if self.experiment.warm_start else 1, 0), {"warm_steps": 0}
         self.book.reread()

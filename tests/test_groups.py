@@ -110,5 +110,5 @@ def test_tied_groups_of_a_label_can_be_dropped_too():
 
 @pytest.mark.parametrize("name", groups.GROUPINGS)
 def test_labels_are_integers_below_the_number_of_rows(name: str):
-    labels: Array = groups.GROUPINGS[name](collected([1, 0, 1], [0.0, 1.0, 2.0]), {})[0]
+    labels = groups.GROUPINGS[name](collected([1, 0, 1], [0.0, 1.0, 2.0]), {})[0]
     assert labels.shape == (3,) and labels.dtype == jnp.int32 and int(labels.max()) < 3

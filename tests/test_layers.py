@@ -29,11 +29,11 @@ STEPS = (
     (
         "5 runs",
         tuple(
-            "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation loop"
-            " finish report alerts display".split()
+            "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation"
+            " warm_starts loop finish report alerts display".split()
         ),
     ),
-    ("5 looking at runs", ("plan", "revisit", "show")),
+    ("5 looking at runs", ("plan", "revisit", "show", "ablation")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

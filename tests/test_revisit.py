@@ -65,7 +65,7 @@ def test_the_same_sizes_give_exactly_what_the_run_wrote(run: Path, capsys: pytes
     held_out = {name: value for name, value in wrote.items() if "/heldout" in name}
     assert len(held_out) > 10 and found["metrics"] == held_out
     share, low, high = (100 * wrote[f"accuracy/heldout{end}"] for end in ("", "/low", "/high"))
-    assert f"heldout 16 {share:.1f} ({low:.1f} to {high:.1f})" in re.sub(" +", " ", page)
+    assert f"heldout 16 {share:.1f} ({low:.1f}-{high:.1f})" in re.sub(" +", " ", page)
     assert {path: path.read_bytes() for path in before if path.name != "eval.json"} == {
         path: data for path, data in before.items() if path.name != "eval.json"
     }

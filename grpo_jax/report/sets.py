@@ -1,114 +1,118 @@
-"""Held-out sets and their categories in tables: a row each, as one evaluation or as two side by side."""
+"""What was measured on each held-out set and on each category of one, read off the names of metrics.
+
+``accuracy/<set>`` and ``accuracy/<set>[<category>]``, likewise ``greedy``, ``avg@k``, ``pass@k`` and ``maj@k``; the
+bounds of an interval end in ``/low`` and ``/high``; ``n/<set>`` is the number of problems.
+"""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
-from grpo_jax.report.words import clean
+from grpo_jax.report.words import clean, finite
 
-BOUNDS = ("/low", "/high")
-FIRST, LAST = ("accuracy", "greedy"), ("length",)
-"""Measures that stand in front of the others, and those that stand behind them."""
-SHARES = re.compile(r"accuracy|greedy|format|(pass|maj)@\d+")
-"""Measures that are shares; a reward of the user's own may be any number."""
-OMITTED = re.compile(r"n|stopped|entropy|greedy_.*")
-"""Measures that are in the record and in no table of sets."""
-WIDTH = 180
-"""Columns that a page with a table of sets may take; a row is never broken."""
+_NAME = re.compile(r"(accuracy|greedy|(?:avg|pass|maj)@\d+)/([^\[\]]+?)(?:\[(.*)\])?", re.DOTALL)
 
 
-def places(*records: Mapping[str, Any]) -> list[str]:
-    """The sets and, behind each, its categories, ``set[category]``, of which the records say something."""
-    found: dict[str, None] = {}
-    for record in records:
-        counted = [name.removeprefix("n/") for name in record if name.startswith("n/")]
-        old = [name.removeprefix("accuracy/") for name in record if re.fullmatch(r"accuracy/[^/]+", name)]
-        found |= dict.fromkeys(counted or old)
-    sets = dict.fromkeys(place.partition("[")[0] for place in found)
-    return [place for name in sets for place in sorted(found, key=_order) if place.partition("[")[0] == name]
+class Interval(NamedTuple):
+    """A measured share and its bounds, nan where none were recorded."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def words(self) -> str:
+        """The same in per cent."""
+        if not math.isfinite(self.value):
+            return "-"
+        bounded = math.isfinite(self.low + self.high)
+        return f"{100 * self.value:.1f} %" + (f" ({100 * self.low:.1f} to {100 * self.high:.1f})" if bounded else "")
+
+    def short(self) -> str:
+        """The same for a narrow column whose heading says per cent."""
+        bounded = math.isfinite(self.low + self.high)
+        return f"{100 * self.value:.1f}" + (f" ({100 * self.low:.1f}-{100 * self.high:.1f})" if bounded else "")
 
 
-def _order(place: str) -> tuple[bool, str]:
-    return "[" in place, place
+@dataclass(frozen=True)
+class Measured:
+    """The newest numbers of a set, or of one of its categories, all of one evaluation."""
+
+    name: str
+    category: str | None
+    phase: str
+    step: int
+    values: Mapping[str, Interval]  # "accuracy", "pass@4", ...
+    problems: float = math.nan  # how many could be scored, where that was recorded
+
+    @property
+    def label(self) -> str:
+        """The set, and the category where it is one."""
+        return self.name if self.category is None else f"{self.name} [{self.category}]"
 
 
-def measures(record: Mapping[str, Any], there: Sequence[str]) -> list[str]:
-    """What the record has measured at the places and a table shows: accuracy first, then in the order of the record."""
-    found: dict[str, None] = {}
-    for place in there:
-        end = f"/{place}"
-        names = [name.removesuffix(end) for name in record if name.endswith(end)]
-        found |= dict.fromkeys(name for name in names if not OMITTED.fullmatch(name))
-    middle = [name for name in found if name not in (*FIRST, *LAST)]
-    return [*(n for n in FIRST if n in found), *sorted(middle, key=_kind), *(n for n in LAST if n in found)]
+def number_of(record: Mapping[str, Any], name: str) -> float:
+    """A number of a record; nan where it is not there or was not finite."""
+    return finite(record.get(name))
 
 
-def _kind(measure: str) -> int:
-    """pass@k and maj@k stand together, in front of other rewards; sorting keeps the order within."""
-    return 0 if measure.startswith("pass@") else 1 if measure.startswith("maj@") else 2
+def interval(record: Mapping[str, Any], name: str) -> Interval:
+    """A metric of a record with its bounds."""
+    return Interval(*(number_of(record, name + end) for end in ("", "/low", "/high")))
 
 
-def sets_table(record: Mapping[str, Any]) -> Table:
-    """One evaluation: a row for each set and category, shares in percent with their 95 % interval."""
-    rows = places(record)
-    columns = measures(record, rows)
-    out = _headed(["n", *(f"{name} %" if SHARES.fullmatch(name) else name for name in columns)])
-    for place in rows:
-        cells = (value(record, name, place) for name in columns)
-        out.add_row(Text(_label(place)), _count(record, place), *map(Text, cells))
-    return out
+def parsed(name: str) -> tuple[str, str, str | None] | None:
+    """Measure, set and category of the name of a metric; None for the name of another, or of a bound."""
+    match = None if name.endswith(("/low", "/high")) else _NAME.fullmatch(name)
+    return (match[1], match[2], match[3]) if match else None
 
 
-def sets_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Two evaluations: a row for each set and category with accuracy, sampled and greedy, before and after."""
-    out = _headed(["n", "accuracy % before", "after", "change", "greedy % before", "after", "change"])
-    for place in places(before, after):
-        cells = [
-            cell
-            for name in FIRST
-            for cell in (value(before, name, place), value(after, name, place), _change(before, after, name, place))
-        ]
-        out.add_row(Text(_label(place)), _count({**before, **after}, place), *map(Text, cells))
-    return out
+def by_set(metrics: Sequence[Mapping[str, Any]]) -> list[Measured]:
+    """The newest evaluation of each held-out set and category: a set, then its categories, in order of appearance."""
+    newest: dict[tuple[str, str | None], Measured] = {}
+    for record in metrics:
+        found: dict[tuple[str, str | None], dict[str, Interval]] = {}
+        for name in record:
+            parts = parsed(name)
+            if parts and math.isfinite(number_of(record, name)):
+                found.setdefault(parts[1:], {})[parts[0]] = interval(record, name)
+        for (name, category), values in found.items():
+            position = str(record.get("phase", "grpo")), int(record.get("step", 0))
+            count = number_of(record, f"n/{name}" if category is None else f"n/{name}[{category}]")
+            newest[name, category] = Measured(name, category, *position, values, count)
+    sets = list(dict.fromkeys(name for name, _ in newest))
+    order = [(sets.index(name), category is not None, i) for i, (name, category) in enumerate(newest)]
+    return [measured for _, measured in sorted(zip(order, newest.values(), strict=True), key=_place)]
 
 
-def value(record: Mapping[str, Any], measure: str, place: str) -> str:
-    """A number with its interval where it has one; a share in percent; a dash where nothing was measured."""
-    middle, low, high = (_number(record.get(f"{measure}/{place}{end}")) for end in ("", *BOUNDS))
-    if not math.isfinite(middle):
-        return "-"
-    if not SHARES.fullmatch(measure):
-        return f"{middle:.3g}"
-    interval = f" ({100 * low:.1f} to {100 * high:.1f})" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{100 * middle:.1f}{interval}"
+def _place(pair: tuple[tuple[int, bool, int], Measured]) -> tuple[int, bool, int]:
+    return pair[0]
 
 
-def _change(before: Mapping[str, Any], after: Mapping[str, Any], measure: str, place: str) -> str:
-    change = _number(after.get(f"{measure}/{place}")) - _number(before.get(f"{measure}/{place}"))
-    return f"{100 * change:+.1f}" if math.isfinite(change) else "-"
+def measures(found: Sequence[Measured]) -> list[str]:
+    """Names of all measures, accuracy and greedy before those of several samples."""
+    names = list(dict.fromkeys(name for measured in found for name in measured.values))
+    return sorted(names, key=["accuracy", "greedy"].count, reverse=True)
 
 
-def _label(place: str) -> str:
-    name, _, category = place.partition("[")
-    return f"  {clean(category.removesuffix(']'))}" if category else clean(name)
-
-
-def _count(record: Mapping[str, Any], place: str) -> Text:
-    count = _number(record.get(f"n/{place}"))
-    return Text(f"{count:.0f}" if math.isfinite(count) else "-")
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _headed(headings: Sequence[str]) -> Table:
+def table_of_sets(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
+    """A row for each set and category, for the terminal; None where nothing was evaluated."""
+    found = by_set(metrics)
+    if not found:
+        return None
+    names = measures(found)
     out = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    out.add_column("set, category", no_wrap=True)
-    for heading in headings:
-        out.add_column(clean(heading), justify="right", no_wrap=True)
+    out.add_column("held-out set, %", overflow="fold")
+    counted = ["problems"] if any(math.isfinite(each.problems) for each in found) else []
+    for name in (*names, *counted, "step"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for each in found:
+        label = clean(each.name) if each.category is None else f"  {clean(each.category)}"
+        cells = [each.values[name].short() if name in each.values else "" for name in names]
+        count = [f"{each.problems:.0f}" if math.isfinite(each.problems) else ""] if counted else []
+        out.add_row(Text(label), *(Text(cell) for cell in (*cells, *count, str(each.step))))
     return out

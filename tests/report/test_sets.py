@@ -1,85 +1,63 @@
-"""A table of held-out sets has a row for each of them and, below it, for each of its categories."""
+"""The newest numbers of every held-out set and category are found by their names."""
 
-import pytest
+import math
 
-from grpo_jax.report import places, rendered, sets_change, sets_table
-from grpo_jax.report.sets import measures, value
+from grpo_jax.report import rendered
+from grpo_jax.report.sets import Interval, by_set, interval, measures, parsed, table_of_sets
 
-BEFORE = {
-    "phase": "warm_start",
-    "reward/mean": 0.5,
-    "length/mean": 5.0,
-    "clip/low": 0.0,
-    "format/heldout": 0.5,
-    "accuracy/heldout": 0.25,
-    "accuracy/heldout/low": 0.2,
-    "accuracy/heldout/high": 0.3,
-    "length/heldout": 6.0,
-    "entropy/heldout": 2.0,
-    "n/heldout": 40.0,
-    "n/heldout[b c]": 10.0,
-    "accuracy/heldout[b c]": 0.5,
-    "n/heldout[a]": 30.0,
-    "accuracy/heldout[a]": None,
-    "greedy/heldout": 0.5,
-    "n/hard": 7.0,
-    "accuracy/hard": 0.125,
-    "pass@4/hard": 0.5,
-    "maj@4/hard": 0.25,
-    "pass@2/hard": 0.375,
-    "points/hard": 12.5,
-}
-AFTER = {**BEFORE, "accuracy/heldout": 0.75, "accuracy/hard": 0.25, "greedy/heldout": 0.25}
+METRICS = [
+    {"phase": "grpo", "step": 5, "accuracy/heldout": 0.5, "accuracy/heldout[sums]": 0.25, "accuracy/hard": 0.125},
+    {"phase": "grpo", "step": 6, "reward/accuracy": 0.9},
+    {
+        "phase": "grpo",
+        "step": 9,
+        "accuracy/heldout": 0.75,
+        "accuracy/heldout/low": 0.7,
+        "accuracy/heldout/high": 0.8,
+        "pass@4/heldout": 1.0,
+        "n/heldout": 128.0,
+        "n/heldout[sums]": 32.0,
+        "accuracy/heldout[sums]": 0.5,
+        "accuracy/heldout[\x1b[2J]": 1.0,
+        "maj@4/hard": None,
+    },
+]
 
 
-def lines(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines()]
+def test_names_of_metrics_are_taken_apart():
+    assert parsed("accuracy/heldout") == ("accuracy", "heldout", None)
+    assert parsed("pass@16/hard[two digits]") == ("pass@16", "hard", "two digits")
+    assert parsed("accuracy/heldout[a/b [c]]") == ("accuracy", "heldout", "a/b [c]")
+    for name in ("accuracy/heldout/low", "accuracy/heldout[x]/high", "reward/accuracy", "length/heldout", "accuracy"):
+        assert parsed(name) is None
 
 
-def test_sets_come_in_the_order_of_the_record_and_categories_below_them():
-    assert places(BEFORE) == ["heldout", "heldout[a]", "heldout[b c]", "hard"]
-    assert places() == places({"reward/mean": 1.0, "length/mean": 2.0}) == []
-    assert places(BEFORE, {"n/more": 1.0}) == ["heldout", "heldout[a]", "heldout[b c]", "hard", "more"]
-    # A journal from before there were counts.
-    assert places({"accuracy/heldout": 0.5, "accuracy/heldout/low": 0.4, "reward/accuracy": 0.5}) == ["heldout"]
+def test_each_set_has_its_newest_evaluation_and_its_categories_after_it():
+    found = by_set(METRICS)
+    assert [(each.label, each.step) for each in found] == [
+        ("heldout", 9),
+        ("heldout [sums]", 9),
+        ("heldout [\x1b[2J]", 9),
+        ("hard", 5),
+    ]
+    assert found[0].values["accuracy"] == (0.75, 0.7, 0.8)
+    assert found[0].values["pass@4"].value == 1.0 and math.isnan(found[0].values["pass@4"].low)
+    assert interval(METRICS[2], "accuracy/heldout") == (0.75, 0.7, 0.8)
+    assert measures(found) == ["accuracy", "pass@4"]
+    assert by_set([{"phase": "grpo", "step": 1, "entropy": 1.0}]) == []
 
 
-def test_measures_come_with_the_accuracy_first_and_the_length_last():
-    assert measures(BEFORE, ["heldout"]) == ["accuracy", "greedy", "format", "length"]
-    assert measures(BEFORE, ["hard"]) == ["accuracy", "pass@4", "pass@2", "maj@4", "points"]
-    both = measures(BEFORE, places(BEFORE))
-    assert both == ["accuracy", "greedy", "pass@4", "pass@2", "maj@4", "format", "points", "length"]
+def test_intervals_are_said_in_per_cent_where_they_are_known():
+    assert Interval(0.75, 0.7, 0.8).words() == "75.0 % (70.0 to 80.0)"
+    assert Interval(0.75, 0.7, 0.8).short() == "75.0 (70.0-80.0)"
+    assert Interval(0.75).words() == "75.0 %" and Interval(0.75).short() == "75.0" and Interval(math.nan).words() == "-"
 
 
-@pytest.mark.parametrize(
-    ("measure", "place", "text"),
-    [
-        ("accuracy", "heldout", "25.0 (20.0 to 30.0)"),
-        ("accuracy", "hard", "12.5"),
-        ("accuracy", "heldout[a]", "-"),
-        ("length", "heldout", "6"),
-        ("points", "hard", "12.5"),
-        ("pass@4", "heldout", "-"),
-    ],
-)
-def test_shares_are_percent_and_other_numbers_are_as_they_are(measure: str, place: str, text: str):
-    assert value(BEFORE, measure, place) == text
-
-
-def test_one_evaluation_is_a_row_for_each_set_and_category():
-    rows = lines(rendered(sets_table(BEFORE), width=200))
-    assert rows[0] == "set, category n accuracy % greedy % pass@4 % pass@2 % maj@4 % format % points length".split()
-    assert rows[1] == "heldout 40 25.0 (20.0 to 30.0) 50.0 - - - 50.0 - 6".split()
-    assert rows[2] == "a 30 - - - - - - - -".split() and rows[3][:4] == ["b", "c", "10", "50.0"]
-    assert rows[4] == "hard 7 12.5 - 50.0 37.5 25.0 - 12.5 -".split()
-
-
-def test_two_evaluations_side_by_side_say_what_changed():
-    rows = lines(rendered(sets_change(BEFORE, AFTER), width=200))
-    assert rows[1] == "heldout 40 25.0 (20.0 to 30.0) 75.0 (20.0 to 30.0) +50.0 50.0 25.0 -25.0".split()
-    assert rows[4] == "hard 7 12.5 25.0 +12.5 - - -".split()
-
-
-def test_a_name_from_a_file_moves_no_cursor():
-    page = rendered(sets_table({"n/heldout": 1.0, "n/heldout[\x1b[2J]": 1.0, "accuracy/heldout": 1.0}))
-    assert "\x1b" not in page
+def test_the_table_has_a_row_for_each_set_and_category_and_moves_no_cursor():
+    table = table_of_sets(METRICS)
+    assert table is not None
+    lines = [line.split() for line in rendered(table).splitlines()]
+    assert lines[0] == ["held-out", "set,", "%", "accuracy", "pass@4", "problems", "step"]
+    assert lines[1] == ["heldout", "75.0", "(70.0-80.0)", "100.0", "128", "9"]
+    assert lines[2:] == [["sums", "50.0", "32", "9"], ["[2J", "100.0", "9"], ["hard", "12.5", "5"]]
+    assert table_of_sets([]) is None
