@@ -230,8 +230,7 @@ def _train(parsed: argparse.Namespace) -> int:
         page(preview(experiment))
         return int(Exit.DONE)
     origin = Origin(str(Path(parsed.file).resolve()), parsed.variant, tuple(parsed.settings))
-    accept = {"accept_code_change": True} if parsed.accept_code_change else {}
-    run(experiment, run_dir=parsed.run_dir, fresh=parsed.fresh, origin=origin, **accept)
+    run(experiment, parsed.run_dir, parsed.fresh, origin=origin, accept_code_change=parsed.accept_code_change)
     return int(Exit.DONE)
 
 
