@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from grpo_jax import __version__, objectives
 from grpo_jax.checkpoint import Checkpoints, Restored
 from grpo_jax.experiment import Experiment, data_digest, settings
-from grpo_jax.journal import Journal, read, sole_writer, write_json
+from grpo_jax.journal import Journal, looking, read, sole_writer, write_json
 from grpo_jax.lifeline import DataError, say
 from grpo_jax.origin import CONFIG, FORMAT, Origin, held, stored
 from grpo_jax.types import TrainState
@@ -178,7 +178,7 @@ def _unusable(path: Path, error: OSError) -> ValueError | DataError:
 
 @contextmanager
 def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
-    """The checkpoints of the run in `path`, to be looked at; nobody else may work in it meanwhile.
+    """The checkpoints of the run in `path`, to be looked at: nothing is written there, and it may be read-only.
 
     Raises ValueError where there is no run, or one with other settings than `experiment`, and RunStopped (code 4) while
     another process works in it.
@@ -189,8 +189,8 @@ def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
     if lines:
         remedy = "use the file, the --variant and the --set of the run"
         raise ValueError("\n".join([f"RUN: {path} holds a run with other settings:", *lines, f"  {remedy}"]))
-    with sole_writer(path):  # opening the checkpoints tidies up, which a run that is saving must not see
-        kept = Checkpoints(path / "checkpoints", identity=_identity(there), keep_last=experiment.saving.keep)
+    with looking(path):
+        kept = Checkpoints(path / "checkpoints", identity=_identity(there), read_only=True)
         try:
             yield kept
         finally:

@@ -17,8 +17,8 @@ import jax
 from grpo_jax import objectives
 from grpo_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from grpo_jax.checkpoint.digests import sha256
-from grpo_jax.experiment import Experiment, settings
-from grpo_jax.folder import Position, data_digest, versions
+from grpo_jax.experiment import Experiment, data_digest, settings
+from grpo_jax.folder import Position, versions
 from grpo_jax.imitation import imitate
 from grpo_jax.journal import read, sole_writer
 from grpo_jax.lifeline import RunStopped, say
