@@ -2,7 +2,8 @@
 
 ``ablate FILE`` trains all variants of a file with several seeds and compares them.
 
-``show RUN``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest checkpoint.
+``show RUN``, ``report RUN...``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest
+checkpoint.
 
 Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage, 5 data or reward, 70 hang, 75
 preempted.
@@ -11,6 +12,7 @@ preempted.
 import argparse
 import difflib
 import importlib.util
+import os
 import platform
 import sys
 import traceback
@@ -28,6 +30,8 @@ from grpo_jax.origin import Origin, origin_of
 
 if TYPE_CHECKING:
     from grpo_jax.experiment import Experiment
+
+SAMPLES = "worst, best, truncated, invalid or disagreement (of verifiers)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ablate.add_argument("file", metavar="FILE", help="Python file with VARIANTS, and perhaps SEEDS")
     _ablate_flags(ablate)
     _show_flags(commands.add_parser("show", help="what is in the folder of a run: table, curves, alerts, completions"))
-    _eval_flags(commands.add_parser("eval", help="evaluate the newest checkpoint of a run again, in other sizes"))
-    _sample_flags(commands.add_parser("sample", help="print completions of the newest checkpoint of a run"))
+    _report_flags(commands.add_parser("report", help="write figures and a page of HTML about one run or several"))
+    _eval_flags(commands.add_parser("eval", help="evaluate a checkpoint of a run again, in other sizes"))
+    _sample_flags(commands.add_parser("sample", help="print completions of a checkpoint of a run"))
     helping = commands.add_parser("help", help="what a command does, its flags and their defaults")
     helping.add_argument("of", metavar="COMMAND", nargs="?", choices=sorted(commands.choices), help="default: all")
     helping.set_defaults(act=partial(_help, parser, commands.choices))
@@ -150,19 +155,38 @@ def _choices(parser: argparse.ArgumentParser) -> None:
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument(
-        "--samples", metavar="WHICH", help="completions too: worst, best, truncated or invalid; default: none"
-    )
+    parser.add_argument("--samples", metavar="WHICH", help=f"completions too: {SAMPLES}; default: none")
     parser.add_argument("--set-name", default="train", metavar="SET", help="train (the default) or heldout")
     parser.add_argument("--step", type=int, metavar="N", help="step of the completions; default the newest")
     parser.add_argument("--most", type=int, default=5, metavar="K", help="completions at most, default 5")
+    _verifiers(parser)
     parser.set_defaults(act=_show)
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; of several the page shows all")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the page; default RUN/report.html with RUN/figure.svg, of several ./report.html"
+    )
+    parser.add_argument(
+        "--most", type=int, default=12, metavar="K", help="completions of a set and step at most, default 12"
+    )
+    _verifiers(parser)
+    parser.set_defaults(act=_report)
+
+
+def _verifiers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verifiers", metavar="A,B", help="components that may disagree; default accuracy... of 0 and 1"
+    )
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     _run_flags(parser)
     parser.add_argument("--prompts", type=int, metavar="N", help="held-out problems; default evaluation.full_prompts")
     parser.add_argument("--samples", type=int, metavar="K", help="completions of each; default evaluation.samples")
+    parser.add_argument("--sets", metavar="A,B", help="held-out sets; default all")
+    parser.add_argument("--ks", type=_numbers, metavar="K,K", help="of pass@k and maj@k; default evaluation.ks")
     parser.set_defaults(act=_evaluate)
 
 
@@ -181,6 +205,16 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="FILE", help="file of the experiment; default the one the run was started by")
     _choices(parser)
     parser.add_argument("--seed", type=int, metavar="S", help="of the sampled tokens; default that of the run")
+    parser.add_argument(
+        "--checkpoint",
+        default="newest",
+        metavar="WHICH",
+        help="newest (the default), best, a step of GRPO, or warm_start/STEP",
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _train(parsed: argparse.Namespace) -> int:
@@ -199,8 +233,8 @@ def _train(parsed: argparse.Namespace) -> int:
             raise BadData(found.trouble)
         return int(Exit.DONE)
     origin = Origin(str(Path(parsed.file).resolve()), parsed.variant, tuple(parsed.settings))
-    accept = {"accept_code_change": True} if parsed.accept_code_change else {}
-    run(experiment, run_dir=parsed.run_dir, fresh=parsed.fresh, origin=origin, **accept)
+    how = {"run_dir": parsed.run_dir, "fresh": parsed.fresh, "accept_code_change": parsed.accept_code_change}
+    run(experiment, **how, origin=origin)
     return int(Exit.DONE)
 
 
@@ -224,10 +258,23 @@ def _show(parsed: argparse.Namespace) -> int:
 
     page(overview(Path(parsed.run)))
     if parsed.samples is not None:
-        chosen = samples(
-            Path(parsed.run), which=parsed.samples, set_name=parsed.set_name, step=parsed.step, most=parsed.most
-        )
+        asked = {"which": parsed.samples, "set_name": parsed.set_name, "step": parsed.step, "most": parsed.most}
+        chosen = samples(Path(parsed.run), verifiers=_names(parsed.verifiers), **asked)
         page(f"\n{chosen}")
+    return int(Exit.DONE)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name for name in text.split(",") if name]
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from grpo_jax.report.page import write
+
+    out = Path(parsed.out) if parsed.out else None
+    how = {"most": parsed.most, "verifiers": _names(parsed.verifiers)}
+    for path in write([Path(run) for run in parsed.runs], out=out, **how):
+        page(f"{path}\n")
     return int(Exit.DONE)
 
 
@@ -236,7 +283,10 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import evaluate_again, evaluation_table
 
     run, sizes = Path(parsed.run), {"prompts": parsed.prompts, "samples": parsed.samples, "seed": parsed.seed}
-    page(f"{evaluation_table(evaluate_again(run, experiment, **sizes))}numbers in {run / 'eval.json'}\n")
+    what = {"sets": _names(parsed.sets), "ks": parsed.ks, "checkpoint": parsed.checkpoint}
+    page(evaluation_table(evaluate_again(run, experiment, **sizes, **what)))
+    if os.access(run, os.W_OK):
+        page(f"numbers in {run / 'eval.json'}\n")
     return int(Exit.DONE)
 
 
@@ -245,6 +295,7 @@ def _sample(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import sample_again, sample_page
 
     how = {"samples": parsed.samples, "temperature": parsed.temperature, "seed": parsed.seed}
+    how["checkpoint"] = parsed.checkpoint
     page(sample_page(sample_again(Path(parsed.run), experiment, texts=parsed.prompts, **how)))
     return int(Exit.DONE)
 

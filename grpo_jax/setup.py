@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
+from grpo_jax import heldout
 from grpo_jax.data import assert_disjoint
 from grpo_jax.display import Plan
 from grpo_jax.experiment import Experiment
 from grpo_jax.heldout import Judge
 from grpo_jax.objectives import functions
+from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Prompts
@@ -48,6 +50,9 @@ def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) ->
         prompts=prompts,
         mesh=None if experiment.mesh is None else make_mesh(experiment.mesh),
         pool=pool,
+        further=further_sets(experiment.heldout, count=experiment.evaluation.full_prompts),
+        category=experiment.evaluation.category,
+        ks=experiment.evaluation.ks,
     )
 
 
@@ -60,5 +65,8 @@ def problems(experiment: Experiment) -> Prompts:
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
     draws = min(max(train.steps * train.prompts, warm.limit * warm.rows if warm else 0), CHECKED)
-    assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws)
+    judging = judge(experiment, prompts)
+    heldout.check(judging, experiment)
+    further = {name: given for name, (_, given) in judging.further.items()}
+    assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws, further=further)
     return prompts

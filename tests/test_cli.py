@@ -51,7 +51,7 @@ def test_an_experiment_is_run_as_it_stands(ran: list, tmp_path: Path):
     ((experiment, how),) = ran
     # Loaded from its file it is not the object of the imported module, but it is the same experiment.
     assert experiment.name == "small" and experiment.train == small_run.PLAIN.train
-    assert how == {"run_dir": None, "fresh": False, "origin": Origin(SMALL)}
+    assert how == {"run_dir": None, "fresh": False, "accept_code_change": False, "origin": Origin(SMALL)}
 
 
 def test_flags_choose_the_variant_the_settings_and_the_folder(ran: list, tmp_path: Path):
@@ -60,7 +60,7 @@ def test_flags_choose_the_variant_the_settings_and_the_folder(ran: list, tmp_pat
     ((experiment, how),) = ran
     assert (experiment.warm_start, experiment.train.steps, experiment.seed) == (None, 3, 7)
     origin = Origin(SMALL, "cold", ("train.steps=3", "seed=7"))
-    assert how == {"run_dir": str(tmp_path), "fresh": True, "origin": origin}
+    assert how == {"run_dir": str(tmp_path), "fresh": True, "accept_code_change": False, "origin": origin}
 
 
 def test_a_script_takes_the_same_flags(ran: list):

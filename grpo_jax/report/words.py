@@ -21,6 +21,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
 """Metric, how it is called, and "%" for a share: the rows of a table of before and after."""
 
 _NEWLINE = "\u21b5"
+LARGEST = 1e200
+"""Numbers beyond it are as good as none: their differences and sums would leave what a float can hold."""
 
 
 def clean(text: str) -> str:
@@ -33,9 +35,13 @@ def clean(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+def finite(value: object) -> float:
+    """`value` if it is a number that can be worked with, else nan: a journal may be damaged or not ours."""
+    return float(value) if isinstance(value, int | float) and -LARGEST < value < LARGEST else math.nan
+
+
 def _value(row: Mapping[str, Any], name: str) -> float:
-    value = row.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return finite(row.get(name))
 
 
 def _shown(row: Mapping[str, Any], name: str, unit: str) -> str:
@@ -56,7 +62,10 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str, unit
     return f"{100 * change:+.1f} points" if unit == "%" else f"{change:+.3g}"
 
 
-def _rows(before: Mapping[str, Any], after: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> list[list[str]]:
+def compared(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, rows: Sequence[tuple[str, str, str]] = ROWS
+) -> list[list[str]]:
+    """What it is, before, after, and the change, all as text; rows that neither record has are left out."""
     return [
         [label, _shown(before, name, unit), _shown(after, name, unit), _change(before, after, name, unit)]
         for name, label, unit in rows
@@ -70,7 +79,7 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any], *, rows: Sequence
     out.add_column("")
     for heading in ("before GRPO", "after GRPO", "change"):
         out.add_column(heading, justify="right")
-    for cells in _rows(before, after, rows):
+    for cells in compared(before, after, rows=rows):
         out.add_row(*(Text(cell) for cell in cells))
     return out
 
@@ -96,7 +105,7 @@ def markdown_table(
 ) -> str:
     """The same as a table in Markdown."""
     lines = ["| | before GRPO | after GRPO | change |", "|---|---:|---:|---:|"]
-    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in _rows(before, after, rows)]) + "\n"
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in compared(before, after, rows=rows)]) + "\n"
 
 
 def completions(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:

@@ -45,7 +45,13 @@ def tiny_collected(*, dtype: str = "float32") -> Collected:
     lengths, place = jnp.asarray(_LENGTHS, jnp.int32), jnp.arange(WIDTH, dtype=jnp.int32)[None, :]
     logp = -jnp.abs(normal(ROWS, WIDTH)) - 0.1
     rollouts = Rollouts(
-        prompts=Prompts(tokens=jnp.ones((PROMPTS, 2), jnp.int32), length=asked * 0 + 1, draw=asked, row=asked),
+        prompts=Prompts(
+            tokens=jnp.ones((PROMPTS, 2), jnp.int32),
+            length=asked * 0 + 1,
+            draw=asked,
+            row=asked,
+            label={"category": asked % 2},
+        ),
         prompt=jnp.where(labels < 0, 4, labels),
         sample=index,
         tokens=jnp.zeros((ROWS, WIDTH), jnp.int32),
