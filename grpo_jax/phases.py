@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from grpo_jax import STARTED
 from grpo_jax.compiled import compiled
 from grpo_jax.data import records
 from grpo_jax.heldout import Judge
@@ -44,6 +45,17 @@ class Stopwatch:
         """Seconds by name since the last lap."""
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+
+_UNCLAIMED = [(STARTED, 0.0)]
+
+
+def begun() -> tuple[float, float]:
+    """Wall and CPU seconds (`time.monotonic`, `time.process_time`) from which the time of a run that begins now counts.
+
+    The first run of a process pays for all of it, imports included; one that follows begins now.
+    """
+    return _UNCLAIMED.pop() if _UNCLAIMED else (time.monotonic(), time.process_time())
 
 
 def peak_memory() -> tuple[float, str]:

@@ -48,7 +48,8 @@ def further_sets(tasks: Mapping[str, Task], *, count: int | None) -> dict[str, t
         try:
             found[name] = (task, _problems(task, count))
         except ValueError as error:
-            raise type(error)(f"heldout.{name}: {error}") from None
+            kind = BadData if isinstance(error, BadData) else ValueError
+            raise kind(f"heldout.{name}: {error}") from None
     return found
 
 

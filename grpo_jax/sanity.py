@@ -26,6 +26,7 @@ def check(experiment: Any) -> None:
         _check_number(path, kind, value)
     _check_text_rewards(experiment)
     _check_scoring(experiment)
+    _check_chunk(experiment)
     _check_stop(experiment)
     _check_group_size(experiment)
     _check_mesh(experiment)
@@ -89,6 +90,12 @@ def _check_scoring(experiment: Any) -> None:
         if not fits:
             got = getattr(scoring, name)
             raise ValueError(f"scoring.{name}: got {got}, allowed {allowed}: change it to a number in that range")
+
+
+def _check_chunk(experiment: Any) -> None:
+    chunk = experiment.train.chunk
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"train.chunk: got {chunk}, allowed None or >= 1 tokens: None lets the vocabulary decide")
 
 
 def _check_stop(experiment: Any) -> None:

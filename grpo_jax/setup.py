@@ -57,8 +57,10 @@ def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) ->
 
 
 def problems(experiment: Experiment) -> Prompts:
-    """The held-out problems. Raises ValueError where the data cannot give all that the run will ask of it."""
+    """The held-out problems. Raises ValueError where the data or devices cannot give all that the run asks for."""
     warm, train = experiment.warm_start, experiment.train
+    if experiment.mesh is not None:
+        make_mesh(experiment.mesh)  # refuses a shape that these devices do not have
     prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))

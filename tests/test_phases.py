@@ -1,6 +1,7 @@
 """Phases of a step: their clock, their memory, and what they share."""
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -15,6 +16,14 @@ from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.setup import judge, problems
 from grpo_jax.train import init_state
 from tests.system.small_run import PLAIN, VARIANTS
+
+
+def test_the_first_run_of_a_process_pays_for_all_of_it_and_a_later_one_for_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(phases, "_UNCLAIMED", [(12.0, 0.0)])
+    assert phases.begun() == (12.0, 0.0)
+    before = (time.monotonic(), time.process_time())
+    later = phases.begun()
+    assert all(a <= b for a, b in zip(before, later, strict=True))
 
 
 def test_a_stopwatch_accounts_for_every_second():

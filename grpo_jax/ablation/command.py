@@ -9,7 +9,17 @@ from typing import Any
 
 from grpo_jax.ablation import figure, tables
 from grpo_jax.ablation.coincide import claims
-from grpo_jax.ablation.measure import OUTCOMES, TIMES, TRAINING, curve, means, numbers, paired
+from grpo_jax.ablation.measure import (
+    OUTCOMES,
+    OUTCOMES_ARE,
+    TIMES,
+    TRAINING,
+    TRAINING_IS,
+    curve,
+    means,
+    numbers,
+    paired,
+)
 from grpo_jax.ablation.study import ITSELF, Ablation, Ends, carry_out, open_ablation, rollouts_of
 from grpo_jax.ablation.tables import Results, Section
 from grpo_jax.experiment import Experiment
@@ -18,7 +28,7 @@ from grpo_jax.lifeline import Exit
 from grpo_jax.overrides import override
 from grpo_jax.plan import sizes
 
-WIDTH = 132
+WIDTH = 116
 """Columns of the tables on the terminal: means with intervals are wide."""
 
 
@@ -51,7 +61,22 @@ def planned(
         seeds=_seeds(seeds, getattr(module, "SEEDS", None), chosen),
         assignments=tuple(assignments),
         rollouts=None if rollouts is None else Path(rollouts).absolute(),
+        expected=_expected(getattr(module, "EXPECTED", ()), known),
     )
+
+
+def _expected(ranges: object, known: Mapping[str, Experiment]) -> tuple[tuple[str, str, float, float], ...]:
+    names = [measure.name for measure in (*OUTCOMES, *TRAINING)]
+    example = 'write EXPECTED = (("grpo", "clipped", 0.02, 0.2),)'
+    if not isinstance(ranges, tuple | list) or not all(isinstance(row, tuple) and len(row) == 4 for row in ranges):
+        raise ValueError(f"EXPECTED: got {ranges!r}, allowed are rows (variant, measure, lowest, highest): {example}")
+    for variant, measure, _, _ in ranges:
+        if variant not in known or measure not in names:
+            raise ValueError(
+                f"EXPECTED: got {variant!r} and {measure!r}, allowed are the variants {', '.join(known)} and the"
+                f" measures {', '.join(names)}: {example}"
+            )
+    return tuple(ranges)
 
 
 def _known(file: Path, module: ModuleType) -> dict[str, Experiment]:
@@ -112,11 +137,26 @@ def _seeds(asked: str | None, usual: object, chosen: Mapping[str, Experiment]) -
 
 
 def ablate(ablation: Ablation, folder: Path, *, fresh: bool = False, show: Callable[[str], object] = print) -> int:
-    """Carry out `ablation` in `folder`, write and print what came of it; the exit code."""
+    """Carry out `ablation` in `folder`, write and print what came of it; the exit code.
+
+    Raises ValueError at the very end where a mean is not what the file expects, unless settings were changed.
+    """
     with open_ablation(folder, ablation, fresh=fresh) as folder:
         ended = carry_out(folder, ablation)
         show(conclude(folder, ablation, ended))
+        _, wrong = tables.expected(ablation.expected, results(folder, ablation, ended))
+    if wrong and not ablation.assignments:
+        raise ValueError(f"EXPECTED: {'; '.join(wrong)}: change the settings of the file, or what it expects")
     return int(Exit.DIVERGED if any(ended.values()) else Exit.DONE)
+
+
+def results(folder: Path, ablation: Ablation, ended: Ends) -> dict[str, dict[int, dict[str, float]]]:
+    """Variant -> seed -> measures of the runs that are done, in the order of the variants."""
+    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in ablation.variants}
+    for run in ablation.runs():
+        if ended.get((run.variant, run.seed)) == "":
+            found[run.variant][run.seed] = numbers(run.within(folder))
+    return {name: seeds for name, seeds in found.items() if seeds}
 
 
 def conclude(folder: Path, ablation: Ablation, ended: Ends) -> str:
@@ -124,23 +164,22 @@ def conclude(folder: Path, ablation: Ablation, ended: Ends) -> str:
 
     What is not the same every time, seconds, stands in `ablation.json` and `times.md` alone.
     """
-    done = [run for run in ablation.runs() if ended.get((run.variant, run.seed)) == ""]
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for run in done:
-        found.setdefault(run.variant, {})[run.seed] = numbers(run.within(folder))
-    found = {name: found[name] for name in ablation.variants if name in found}
+    found = results(folder, ablation, ended)
     sections = page(ablation, found, ended)
     measured = [tables.times(found)] if found else []
     heading = f"# Ablation of {Path(ablation.file).name}\n\n"
     (folder / "table.md").write_text(heading + tables.markdown(sections), encoding="utf-8")
     (folder / "times.md").write_text(tables.markdown(measured) if measured else "", encoding="utf-8")
     write_json(folder / "ablation.json", _document(ablation, found, ended))
-    curves = {name: [curve(run.within(folder)) for run in done if run.variant == name] for name in found}
+    curves: dict[str, list[figure.Curve]] = {name: [] for name in found}
+    for run in ablation.runs():
+        if run.seed in found.get(run.variant, {}):
+            curves[run.variant].append(curve(run.within(folder)))
     figure.write(folder / "figure.svg", curves, title=f"Held-out accuracy, sampled: {Path(ablation.file).stem}")
     where = (
         f"\ntables in {folder / 'table.md'}, curves in {folder / 'figure.svg'}, numbers in {folder / 'ablation.json'}\n"
     )
-    return tables.terminal([*sections[:2], *measured, *sections[2:]], width=WIDTH) + where
+    return tables.terminal([*sections, *measured], width=WIDTH) + where
 
 
 def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
@@ -148,7 +187,8 @@ def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
     shared = ablation.rollouts is not None
     words = [
         f"{len(ablation.variants)} variants, {len(ablation.seeds)} seeds ({', '.join(map(str, ablation.seeds))});"
-        " means over the seeds with 95 % intervals by Student's t."
+        " means over the seeds with 95 % intervals by Student's t.",
+        OUTCOMES_ARE,
     ]
     if any(experiment.warm_start for experiment in ablation.variants.values()):
         words.append("Runs of one seed that warm up by the same settings begin GRPO at the same parameters.")
@@ -157,11 +197,12 @@ def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
         words.append(
             f"Rollouts are shared: {first} sampled them, and every variant was trained on these, seed by seed."
         )
-    sections = [tables.results(found, measures=(*OUTCOMES, *TRAINING), title="Results", words=words)]
+    sections = [tables.results(found, measures=OUTCOMES, title="Results", words=words)]
     if len(found) > 1:
-        sections.append(tables.differences(found))
-    lost = tables.failures(ended)
-    sections += [lost] if lost else []
+        sections.append(tables.differences(found, measures=tables.PAIRED, words=(tables.ASTERISK,)))
+    sections.append(tables.results(found, measures=TRAINING, title="Training", words=(TRAINING_IS,)))
+    expected, _ = tables.expected(ablation.expected, found)
+    sections += [section for section in (expected, tables.failures(ended)) if section]
     sections.append(tables.coincidences(claims(ablation.variants, own_rollouts=not shared), found))
     return [*sections, tables.settings_table(ablation.variants)]
 
@@ -177,7 +218,7 @@ def _document(ablation: Ablation, found: Results, ended: Ends) -> dict[str, Any]
         "runs": {name: {str(seed): dict(row) for seed, row in seeds.items()} for name, seeds in found.items()},
         "means": {name: _intervals(means(list(seeds.values()), measures)) for name, seeds in found.items()},
         "differences": {
-            name: _intervals(paired(seeds, found[first], tables.PAIRED))
+            name: _intervals(paired(seeds, found[first], measures))
             for name, seeds in found.items()
             if first is not None and name != first
         },

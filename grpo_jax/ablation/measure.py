@@ -18,25 +18,29 @@ Numbers = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a run: how it is called, and "%" for a share of one."""
+    """A number of a run: how the column is called, and whether it is a share, shown in per cent."""
 
     name: str
     label: str
-    unit: str = ""
+    share: bool = False
 
 
 OUTCOMES = (
-    Measure("accuracy", "accuracy, sampled", "%"),
-    Measure("greedy", "accuracy, greedy", "%"),
-    Measure("before", "accuracy before", "%"),
+    Measure("accuracy", "accuracy %", share=True),
+    Measure("greedy", "greedy %", share=True),
+    Measure("before", "before %", share=True),
     Measure("reward", "reward"),
-    Measure("length", "length, tokens"),
-    Measure("entropy", "entropy, nats"),
+    Measure("length", "tokens"),
+    Measure("entropy", "entropy"),
 )
-TRAINING = (
-    Measure("clipped", "clipped", "%"),
-    Measure("kl", "KL to old, nats"),
-    Measure("grad_norm", "gradient norm"),
+TRAINING = (Measure("clipped", "clipped %", share=True), Measure("kl", "KL(old)"), Measure("grad_norm", "grad norm"))
+OUTCOMES_ARE = (
+    "Of the last held-out evaluation: accuracy of samples and of greedy completions, tokens of a completion, entropy in"
+    " nats a token. Before: accuracy of samples before GRPO. Reward: mean over the last tenth of the training steps."
+)
+TRAINING_IS = (
+    "Means over all GRPO steps: the share of tokens that a clip bound stops, KL(old), the divergence from the policy"
+    " that sampled in nats a token, and the norm of the gradient before any clipping of it."
 )
 TIMES = (Measure("seconds", "seconds"), Measure("cpu_seconds", "CPU s"))
 """What differs from one time to the next, and therefore stands apart."""

@@ -44,13 +44,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is compared: every variant with every seed. `rollouts`: the first variant records, the others replay."""
+    """What is compared: every variant with every seed.
+
+    With `rollouts` the first variant records and the others replay. `expected` (variant, measure, lowest, highest) says
+    where means over the seeds have to lie.
+    """
 
     file: str
     variants: Mapping[str, Experiment]
     seeds: tuple[int, ...]
     assignments: tuple[str, ...] = ()
     rollouts: Path | None = None
+    expected: tuple[tuple[str, str, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.variants:
@@ -214,6 +219,7 @@ def _one(folder: Path, ablation: Ablation, run: Run) -> str:
             run.experiment,
             run.within(folder),
             origin=ablation.origin(run),
+            warm_starts=folder / WARM_STARTS,
         )
     except Diverged as error:
         say(f"stopped: {error.sentence}")

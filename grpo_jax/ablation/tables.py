@@ -12,13 +12,19 @@ from rich.text import Text
 
 from grpo_jax.ablation.coincide import Claim
 from grpo_jax.ablation.measure import OUTCOMES, TIMES, TRAINING, Measure, Numbers, means, paired
-from grpo_jax.ablation.student import Interval
+from grpo_jax.ablation.student import Interval, interval
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.report import clean, rendered
 
 Results = Mapping[str, Mapping[int, Numbers]]
 """Variant -> seed -> measures of the runs that are done."""
-PAIRED = tuple(measure for measure in (*OUTCOMES, *TRAINING) if measure.name != "before")
+Expected = Sequence[tuple[str, str, float, float]]
+"""(variant, measure, lowest, highest): where the mean over the seeds has to lie."""
+PAIRED = tuple(measure for measure in OUTCOMES if measure.name != "before")
+ASTERISK = (
+    "Over the same seeds, shares in points. An asterisk marks an interval without 0; of many such intervals some are so"
+    " by chance."
+)
 
 
 @dataclass(frozen=True)
@@ -33,42 +39,36 @@ class Section:
 
 def results(found: Results, *, measures: Sequence[Measure], title: str, words: Sequence[str] = ()) -> Section:
     """A row for every variant: its number of seeds, and the mean of every measure with its interval."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, seeds in found.items():
         values = means(list(seeds.values()), measures)
-        rows.append((name, str(len(seeds)), *(said(values[m.name], m.unit) for m in measures)))
+        rows.append((name, str(len(seeds)), *(said(values[m.name], share=m.share) for m in measures)))
     return Section(title, tuple(words), ("variant", "seeds", *(m.label for m in measures)), tuple(rows))
 
 
-def differences(found: Results) -> Section:
+def differences(found: Results, *, measures: Sequence[Measure], words: Sequence[str] = ()) -> Section:
     """Every variant against the first, over the seeds that both have."""
     first, *others = found
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in others:
-        values = paired(found[name], found[first], PAIRED)
+        values = paired(found[name], found[first], measures)
         common = str(len(set(found[name]) & set(found[first])))
-        rows.append((name, common, *(said(values[m.name], m.unit, sign=True) for m in PAIRED)))
-    words = (
-        f"Differences to {first} over the same seeds, shares in points. An asterisk marks an interval without 0; of"
-        " many such intervals some are so by chance.",
-    )
-    return Section(
-        f"Paired differences to {first}", words, ("variant", "seeds", *(m.label for m in PAIRED)), tuple(rows)
-    )
+        rows.append((name, common, *(said(values[m.name], share=m.share, sign=True) for m in measures)))
+    head = ("variant", "seeds", *(m.label for m in measures))
+    return Section(f"Paired differences to {first}", tuple(words), head, tuple(rows))
 
 
-def said(value: Interval | None, unit: str, *, sign: bool = False) -> str:
-    """A mean with the half width of its interval, as a share in per cent or with three digits."""
+def said(value: Interval | None, *, share: bool = False, sign: bool = False) -> str:
+    """A mean with the half width of its interval; shares in per cent. With `sign`, a star for an interval without 0."""
     if value is None:
         return "-"
-    mean, half = value.mean, value.half
-    if unit == "%":
-        shown, spread = f"{100 * mean:{'+' if sign else ''}.1f}", "" if half is None else f" ± {100 * half:.1f}"
-        end = "" if sign else " %"
-    else:
-        shown, spread, end = f"{mean:{'+' if sign else ''}.3g}", "" if half is None else f" ± {half:.2g}", ""
-    star = " *" if sign and half is not None and abs(mean) > half else ""
-    return f"{shown}{spread}{end}{star}"
+    by = 100 if share else 1
+    mean, half, plus = by * value.mean, value.half, "+" if sign else ""
+    shown = f"{mean:{plus}.1f}" if share else f"{mean:{plus}.3g}"
+    if half is None:
+        return shown
+    spread = f"{by * half:.1f}" if share else f"{half:.2g}"
+    return f"{shown} ± {spread}{' *' if sign and abs(value.mean) > half else ''}"
 
 
 def varying(variants: Mapping[str, Experiment]) -> dict[str, dict[str, str]]:
@@ -117,6 +117,23 @@ def failures(ended: Mapping[tuple[str, int], str]) -> Section | None:
     return Section("Diverged", (), ("variant", "seed", "why"), rows) if rows else None
 
 
+def expected(ranges: Expected, found: Results) -> tuple[Section | None, list[str]]:
+    """What the file expects of means over the seeds, as a section, and a sentence for each that lies outside."""
+    rows, wrong = [], []
+    for name, measure, low, high in ranges:
+        if name in found:
+            value = interval([row[measure] for row in found[name].values()])
+            share = any(m.share for m in (*OUTCOMES, *TRAINING) if m.name == measure)
+            allowed = " to ".join(said(Interval(bound, None, 1), share=share) for bound in (low, high))
+            unit = " %" if share else ""
+            inside = value is not None and low <= value.mean <= high
+            rows.append((f"{name}: {measure}{unit}", allowed, said(value, share=share), "yes" if inside else "no"))
+            if not inside:
+                wrong.append(f"{name}: {measure} is {said(value, share=share)}{unit}, expected {allowed}{unit}")
+    section = Section("What the file expects", (), ("mean", "expected", "measured", "inside"), tuple(rows))
+    return (section if rows else None), wrong
+
+
 def times(found: Results) -> Section:
     """What the runs cost: never twice the same, so it stands apart."""
     words = (
@@ -147,7 +164,10 @@ def terminal(sections: Sequence[Section], *, width: int) -> str:
         if section.rows:
             table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
             for i, heading in enumerate(section.head):
-                table.add_column(heading, justify="right" if _numeric(section, i) else "left", overflow="fold")
+                number = _numeric(section, i)
+                table.add_column(
+                    heading, justify="right" if number else "left", overflow="fold", no_wrap=number or not i
+                )
             for row in section.rows:
                 table.add_row(*(Text(clean(cell)) for cell in row))
             parts.append(table)
