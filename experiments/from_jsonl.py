@@ -60,9 +60,9 @@ EXPERIMENT = Experiment(
     recipe=grpo(beta=0.0),
     text_rewards=DATA.text_rewards(match="stated"),
     train=Train(steps=120, prompts=32, group_size=8, epochs=2, minibatches=2),
-    optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
+    optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
     warm_start=WarmStart(
-        steps=900,
+        steps=1000,
         limit=1400,
         gate=0.3,
         check_every=100,
