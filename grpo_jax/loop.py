@@ -19,6 +19,7 @@ from grpo_jax.experiment import Experiment, Summary
 from grpo_jax.finish import summarise
 from grpo_jax.folder import Position, open_folder
 from grpo_jax.imitation import begin
+from grpo_jax.journal import read
 from grpo_jax.lifeline import Heartbeat, Signals
 from grpo_jax.logbook import Logbook
 from grpo_jax.origin import Origin
@@ -26,7 +27,7 @@ from grpo_jax.phases import Learned, Phases, Stopwatch
 from grpo_jax.recorded import Tape, recorded
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.session import Session
-from grpo_jax.setup import judge, plan, problems, workers
+from grpo_jax.setup import chunks, judge, plan, problems, workers
 from grpo_jax.types import Params, TrainState
 from grpo_jax.warm_starts import warmed
 
@@ -40,19 +41,22 @@ def run(
     fresh: bool = False,
     *,
     origin: Origin | None = None,
+    accept_code_change: bool = False,
     warm_starts: Path | None = None,
     rollouts: Path | None = None,
 ) -> Summary:
     """Train `experiment` in `run_dir` (default ``runs/NAME``), continuing what is there bit for bit.
 
-    `fresh` moves an existing run aside first; `origin` says how to make the experiment again, for `grpo-jax eval` and
-    `sample`. `warm_starts` is a folder in which runs with the same warm start share it: the first leaves it there, the
-    others take it and end in the same bits as if they had not. `rollouts` is a file of recorded rollouts: steps that it
-    holds for this seed are trained on as they are, the others are sampled and added to it. Raises ValueError for
-    settings that cannot be run and RunStopped, which carries an exit code, for trouble on the way.
+    `fresh` moves an existing run aside first, `accept_code_change` goes on with functions whose source has changed;
+    `origin` says how to make the experiment again, for `grpo-jax eval` and `sample`. `warm_starts` is a folder in which
+    runs with the same warm start share it: the first leaves it there, the others take it and end in the same bits as if
+    they had not. `rollouts` is a file of recorded rollouts: steps that it holds for this seed are trained on as they
+    are, the others are sampled and added to it. Raises ValueError for settings that cannot be run and RunStopped, which
+    carries an exit code, for trouble on the way.
     """
     prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
-    folder = open_folder(Path(run_dir or Path("runs") / experiment.name), experiment, fresh=fresh, origin=origin)
+    path, starting = Path(run_dir or Path("runs") / experiment.name), {"fresh": fresh, "origin": origin}
+    folder = open_folder(path, experiment, **starting, accept_code_change=accept_code_change)
     display = choose(process_index=jax.process_index(), plan=plan(experiment))
     try:
         with (
@@ -81,17 +85,18 @@ def reinforce(
     """The GRPO steps from `done` on. The journal of a step is written while the next one is sampled."""
     experiment, book, clock = session.experiment, session.book, session.clock
     train, saving = experiment.train, experiment.saving
-    if done == 0 and not experiment.warm_start:
-        book.write(Position(1, 0), {}, session.evaluate(state, Position(1, 0), full=True))
+    if done == 0:
+        meta = before(session, state, meta)
     limit = FailureLimit(share=experiment.scoring.failure_share)
-    phases = Phases(session.settings, session.judge, reference(session, state, done), clock=clock, failures=limit)
+    how = {"clock": clock, "failures": limit, "chunks": chunks(experiment)}
+    phases = Phases(session.settings, session.judge, reference(session, state, done), **how)
     waiting: tuple[int, Learned] | None = None
     for step in range(done + 1, train.steps + 1):
         prompts = experiment.data.draw(experiment.seed, np.arange((step - 1) * train.prompts, step * train.prompts))
         if waiting is None:
             clock.mark("rest")
         known = tape.find(step, prompts)
-        rollouts = phases.rollout(state, prompts) if known is None else known.rollouts
+        rollouts = phases.rollout(state, prompts) if known is None else []
         if waiting is not None:
             book.step(*waiting, {})
         state, learned = phases.learn(state, known or tape.keep(step, phases.score(rollouts)))
@@ -105,13 +110,29 @@ def reinforce(
             extra = session.evaluate(state, Position(1, step), full=last) if evaluating else {}
             book.step(*waiting, extra)
             waiting = None
-        if last or leaving or step % saving.every == 0:
+            meta = session.ranked(Position(1, step), meta, extra)
+        due = last or step % saving.every == 0 or session.among_best(Position(1, step), meta)
+        if due or leaving:
             tape.sync()
-            session.save(Position(1, step), state, meta)
+            session.save(Position(1, step), state, meta, passing=not due)
         if leaving and not last:
             session.leave(Position(1, step))
         session.folder.checkpoints.poll()
     return state, meta
+
+
+def before(session: Session, state: TrainState, meta: dict[str, Any]) -> dict[str, Any]:
+    """What GRPO begins with is evaluated, unless the warm start ended with that; `meta` with what it is worth."""
+    if session.experiment.warm_start:
+        return session.ranked(Position(0, meta["warm_steps"]), meta, read(session.folder.path / "metrics.jsonl")[-1])
+    first = Position(1, 0)
+    if "best" not in meta:  # else the state was restored, with its evaluation
+        metrics = session.evaluate(state, first, full=True)
+        session.book.write(first, {}, metrics)
+        meta = session.ranked(first, meta, metrics)
+        if session.among_best(first, meta):
+            session.save(first, state, meta)
+    return meta
 
 
 def reference(session: Session, state: TrainState, done: int) -> Params | None:

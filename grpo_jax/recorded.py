@@ -9,6 +9,7 @@ goes on as if nothing had happened.
 
 import base64
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
@@ -39,7 +40,7 @@ class Tape:
 
     def __init__(self, path: Path | None, experiment: Experiment) -> None:
         self.path, self._seed = path, experiment.seed
-        self._by = sha256([settings(experiment), experiment.data.digest, objectives.source_digest(experiment)])
+        self._by = sha256([settings(experiment), experiment.data.digest])
         self._places: dict[int, tuple[int, int]] = {}  # step -> where its line begins and how long it is
         self._journal: Journal | None = None
         self._identity = {} if path is None else identity(experiment)
@@ -71,7 +72,7 @@ class Tape:
         if rollouts.experts is not None:
             raise ValueError("rollouts: got rows with expert choices; allowed are those of dense models: leave it out")
         self._journal.write(_line(self._seed, step, self._by, rollouts, reward, scored.scores))
-        return Scored(rollouts, reward, scored.scores, scored.texts, replayed=False)
+        return dataclasses.replace(scored, replayed=False)
 
     def sync(self) -> None:
         """Returns when everything recorded is on the disk itself: wanted before a checkpoint that counts on it."""

@@ -10,13 +10,14 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from grpo_jax.report import clean
-from grpo_jax.report.curves import BLUE, FONT, GRID, INK, MUTED, ORANGE, RULE, ticks
+from grpo_jax.report.curves import BLUE, FONT, ORANGE
+from grpo_jax.report.plot import Theme, ticks
 
 WIDTH, COLUMNS, GAP, MARGIN = 900, 3, 18, 16
 HEAD, PANEL_HEIGHT, FOOT = 44, 170, 30
 LEFT, TOP, BOTTOM = 40, 26, 22
 """Within a panel: room for the labels of the y axis, the title, and the labels of the x axis."""
-PALE = "#c9ced6"
+PALE, PAPER = "#c9ced6", Theme()
 
 Curve = Sequence[tuple[int, float]]
 """(step, value) in order."""
@@ -72,7 +73,7 @@ def draw(curves: Mapping[str, Sequence[Curve]], *, title: str) -> str:
         f'role="img" font-family="{FONT}">',
         f"<title>{escape(clean(title))}</title>",
         f'<rect width="{WIDTH}" height="{height}" rx="6" fill="#ffffff"/>',
-        _text(MARGIN + 4, 28, title, size=16, colour=INK, more=' font-weight="700"'),
+        _text(MARGIN + 4, 28, title, size=16, colour=PAPER.ink, more=' font-weight="700"'),
     ]
     for number, name in enumerate(found):
         body += _panel(name, found, number)
@@ -99,7 +100,7 @@ def _panel(name: str, found: Mapping[str, Sequence[Band]], number: int) -> list[
     )
     own = found[name]
     out = [
-        _text(left + 4, top + 14, name, size=12, colour=INK, more=' font-weight="600"'),
+        _text(left + 4, top + 14, name, size=12, colour=PAPER.ink, more=' font-weight="600"'),
         _text(left + width, top + 14, f"{100 * own[-1].mean:.1f}%", colour=BLUE, more=' text-anchor="end"'),
         *_grid(plot),
     ]
@@ -120,12 +121,12 @@ def _grid(plot: _Plot) -> list[str]:
     right, base = _px(plot.left + plot.width), _px(plot.top + plot.height)
     for value in ticks(plot.low, plot.high):
         y = plot.y(value)
-        out.append(f'<line x1="{_px(plot.left)}" y1="{y}" x2="{right}" y2="{y}" stroke="{GRID}"/>')
+        out.append(f'<line x1="{_px(plot.left)}" y1="{y}" x2="{right}" y2="{y}" stroke="{PAPER.grid}"/>')
         out.append(_text(plot.left - 6, float(y) + 3.5, f"{100 * value:.6g}%", more=' text-anchor="end"'))
     for step in ticks(0, plot.steps):
         place = float(plot.x(step))
         out.append(_text(place, plot.top + plot.height + 14, f"{step:.6g}", more=' text-anchor="middle"'))
-    return [*out, f'<line x1="{_px(plot.left)}" y1="{base}" x2="{right}" y2="{base}" stroke="{RULE}"/>']
+    return [*out, f'<line x1="{_px(plot.left)}" y1="{base}" x2="{right}" y2="{base}" stroke="{PAPER.rule}"/>']
 
 
 def _line(plot: _Plot, band: Sequence[Band], style: str) -> str:
@@ -133,7 +134,7 @@ def _line(plot: _Plot, band: Sequence[Band], style: str) -> str:
     return f'<polyline points="{points}" fill="none" stroke-linejoin="round" stroke-linecap="round" {style}/>'
 
 
-def _text(x: float, y: float, content: str, *, size: int = 10, colour: str = MUTED, more: str = "") -> str:
+def _text(x: float, y: float, content: str, *, size: int = 10, colour: str = PAPER.muted, more: str = "") -> str:
     content = escape(clean(content))
     return f'<text x="{_px(x)}" y="{_px(y)}" font-size="{size}" fill="{colour}"{more}>{content}</text>'
 

@@ -24,7 +24,7 @@ from grpo_jax.objectives.algebra import (
     weights,
     where,
 )
-from grpo_jax.objectives.description import describe, functions, needs, source_digest, wants
+from grpo_jax.objectives.description import describe, functions, needs, source_digest, source_digests, wants
 from grpo_jax.objectives.kl import ESTIMATORS, absolute, k1, k2, k3, kl_penalty
 from grpo_jax.objectives.ratios import difference, log_ratio, over_behavior, over_itself, over_old
 from grpo_jax.objectives.recipes import RECIPES, dapo, dr_grpo, grpo, ppo_group, reinforce_baseline, rloo
@@ -73,6 +73,7 @@ __all__ = [
     "sequence_mean_token_mean",
     "sequence_mean_token_sum",
     "source_digest",
+    "source_digests",
     "token_mean",
     "wants",
     "weighted_sum",

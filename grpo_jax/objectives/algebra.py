@@ -55,7 +55,7 @@ class Recipe:
             raise ValueError(f"parts is {self.parts!r}; it must be a tuple of Part(aggregation, term)")
         if not isinstance(self.prepare, tuple):
             raise ValueError(f"prepare is {self.prepare!r}; it must be a tuple of functions")
-        describe(self)
+        describe(self, name="recipe")
 
 
 def weights(parts: Iterable[Part], batch: Batch) -> dict[str, Array]:
