@@ -21,7 +21,7 @@ from _record import measure, write
 from grpo_jax import heldout
 from grpo_jax.folder import visit
 from grpo_jax.journal import read
-from grpo_jax.revisit import newest
+from grpo_jax.revisit import restore
 from grpo_jax.setup import judge, problems
 
 SCRIPT = Path(__file__).resolve().with_name("_hostile.py")
@@ -78,7 +78,7 @@ def accuracy(folder: Path, variant: str, seed: int) -> float:
     asked = replace(VARIANTS["clean"].evaluation, full_prompts=HELDOUT)
     clean = replace(VARIANTS["clean"], seed=seed, evaluation=asked)
     with visit(folder, trained) as kept:
-        params = newest(kept, trained).state.params
+        params = restore(kept, trained).state.params
         metrics, _ = heldout.evaluate(params, judge(clean, problems(clean)), prompts=None, samples=SAMPLES, show=0)
     return float(metrics["accuracy/heldout"])
 
