@@ -34,17 +34,20 @@ policy that already earns something now and then; this one, fresh from its initi
 that are all 0 teach nothing.
 """
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from grpo_jax import cli
 from grpo_jax.data import Jsonl
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
+from grpo_jax.groups import by_label
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import grpo
 from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
-DATA = Jsonl(str(Path(__file__).resolve().parent / "data" / "arithmetic.jsonl"), prompt_width=62, completion_width=22)
+DATA = Jsonl(str(Path(__file__).resolve().parent / "data" / "arithmetic.jsonl"), prompt_width=53, completion_width=22)
 
 EXPERIMENT = Experiment(
     name="from_jsonl",
@@ -62,20 +65,30 @@ EXPERIMENT = Experiment(
     ),
     sampling=Sampling(max_tokens=DATA.completion_width, stop=(DATA.tokenizer.eos,)),
     recipe=grpo(beta=0.0),
-    text_rewards=DATA.text_rewards(),
-    train=Train(steps=100, prompts=32, group_size=8, epochs=2, minibatches=2),
+    text_rewards=DATA.text_rewards(match="stated"),
+    train=Train(steps=120, prompts=32, group_size=8, epochs=2, minibatches=2),
     optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
     warm_start=WarmStart(
-        steps=1000,
+        steps=900,
         limit=1400,
         gate=0.3,
         check_every=100,
         rows=16,
         optimizer=Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1),
     ),
-    evaluation=Evaluation(every=10, prompts=256, full_prompts=None, samples=4),
+    evaluation=Evaluation(every=10, prompts=200, full_prompts=None, samples=4),
     saving=Saving(every=20, warm_every=500),
 )
+
+VARIANTS = {
+    # Every completion is compared with all those to questions of its category, not with those to its own question.
+    "by_category": replace(
+        EXPERIMENT,
+        name="from_jsonl-by-category",
+        data=replace(DATA, labels=("category",)),
+        recipe=replace(EXPERIMENT.recipe, grouping=partial(by_label, name="category")),
+    ),
+}
 
 if __name__ == "__main__":
     cli.main_for(__file__)

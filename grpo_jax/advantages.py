@@ -124,7 +124,9 @@ def leave_one_out(
         return _finish(value, raw, size == 1.0, member, singleton)
     # With c the centred rewards: sum_{j != i} (R_j - mean of the others)^2 = sum_j c_j^2 - c_i^2 n / (n - 1).
     squares = masked.spread(masked.segment_sum(jnp.square(centred), group, num_groups, valid), group)
-    variance = (squares - jnp.square(centred) * size / others) / jnp.maximum(others - _DDOF[std], 1.0)
+    # Rewards whose squares overflow have an infinite deviation, as in `standardized`, and not inf - inf.
+    remainder = jnp.where(jnp.isinf(squares), squares, squares - jnp.square(centred) * size / others)
+    variance = remainder / jnp.maximum(others - _DDOF[std], 1.0)
     same = _others_tied(raw, group, num_groups=num_groups, valid=valid, size=size)
     deviation = jnp.sqrt(jnp.where(same, jnp.zeros_like(variance), jnp.maximum(variance, 0.0)))
     divisor = jnp.where(same, jnp.ones_like(value), _guarded(deviation, eps, eps_mode))

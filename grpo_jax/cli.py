@@ -9,26 +9,23 @@ preempted.
 import argparse
 import difflib
 import importlib.util
-import os
+import platform
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from grpo_jax.lifeline import MEANINGS, Exit, RunStopped, say
+from grpo_jax import __version__
+from grpo_jax.endings import Unloadable, guarded, page
+from grpo_jax.lifeline import MEANINGS, BadData, Exit, say
 from grpo_jax.origin import Origin, origin_of
 
 if TYPE_CHECKING:
     from grpo_jax.experiment import Experiment
-
-INTERRUPTED = 130
-"""What a shell expects of a program that the user stopped with Ctrl-C."""
-
-
-class _Unloadable(Exception):
-    """The file of an experiment raised while it was imported."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(
         prog="grpo-jax", description="Group relative policy optimisation in JAX.", epilog=f"Exit codes: {codes}"
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser.add_argument("--version", action="version", version=_versions())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     train = commands.add_parser(
         "train", help="train the experiment in FILE, or continue it", epilog=f"Exit codes: {codes}"
     )
@@ -54,7 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show_flags(commands.add_parser("show", help="what is in the folder of a run: table, curves, alerts, completions"))
     _eval_flags(commands.add_parser("eval", help="evaluate the newest checkpoint of a run again, in other sizes"))
     _sample_flags(commands.add_parser("sample", help="print completions of the newest checkpoint of a run"))
-    return _guarded(parser.parse_args(arguments))
+    helping = commands.add_parser("help", help="what a command does, its flags and their defaults")
+    helping.add_argument("of", metavar="COMMAND", nargs="?", choices=sorted(commands.choices), help="default: all")
+    helping.set_defaults(act=partial(_help, parser, commands.choices))
+    parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(int(Exit.CONFIGURATION), f"{parser.prog}: got no command, allowed are those above: name one\n")
+    return guarded(partial(parsed.act, parsed))
+
+
+def _versions() -> str:
+    """Ours, and those that a report of an error should name."""
+    return f"grpo-jax {__version__} (jax {version('jax')}, Python {platform.python_version()})"
+
+
+def _help(parser: _Parser, commands: Mapping[str, _Parser], parsed: argparse.Namespace) -> int:
+    page((commands[parsed.of] if parsed.of else parser).format_help())
+    return int(Exit.DONE)
 
 
 def main_for(file: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -63,24 +78,40 @@ def main_for(file: str, arguments: Sequence[str] | None = None) -> NoReturn:
     _flags(parser)
     parsed = parser.parse_args(arguments)
     parsed.file = file
-    sys.exit(_guarded(parsed))
+    sys.exit(guarded(partial(parsed.act, parsed)))
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     _choices(parser)
-    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run; default runs/NAME")
-    parser.add_argument("--fresh", action="store_true", help="move an existing run aside and start anew")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print settings, sizes, memory and a scored example; train nothing"
+        "--run-dir", metavar="DIR", help="folder of the run; default runs/ and the name of the experiment"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="move an existing run aside and start anew; default: continue it"
+    )
+    parser.add_argument(
+        "--accept-code-change",
+        action="store_true",
+        help="continue although a function of the experiment has changed, and write that down; default: refuse",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print settings, sizes, memory and scored examples; default: train",
     )
     parser.set_defaults(act=_train)
 
 
 def _choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="A.B=V", help="change a setting; may be repeated"
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="A.B=V",
+        help="change a setting; may be repeated; default: as the file says",
     )
-    parser.add_argument("--variant", metavar="NAME", help="one of the VARIANTS of the file")
+    parser.add_argument("--variant", metavar="NAME", help="one of the VARIANTS of the file; default: its EXPERIMENT")
 
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
@@ -116,47 +147,33 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="S", help="of the sampled tokens; default that of the run")
 
 
-def _guarded(parsed: argparse.Namespace) -> int:
-    try:
-        return parsed.act(parsed)
-    except RunStopped as stop:
-        say(f"stopped: {stop.sentence}")
-        return int(stop.code)
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from the last checkpoint")
-        return INTERRUPTED
-    except (ValueError, _Unloadable, OSError) as error:
-        if os.environ.get("GRPO_JAX_TRACEBACK"):
-            raise
-        say(f"error: {error}\n(GRPO_JAX_TRACEBACK=1 shows where)")
-        return int(Exit.DATA if isinstance(error, OSError) else Exit.CONFIGURATION)
-
-
 def _train(parsed: argparse.Namespace) -> int:
     # Imported here: a usage error needs no JAX.
-    from grpo_jax.compiled import keep_programs
+    from grpo_jax.compiled import check_backend, keep_programs
     from grpo_jax.loop import run
     from grpo_jax.plan import preview
 
     keep_programs()
+    check_backend()
     experiment = _experiment(parsed.file, parsed.variant, parsed.settings)
     if parsed.dry_run:
-        _print(preview(experiment))
+        page(preview(experiment))
         return int(Exit.DONE)
     origin = Origin(str(Path(parsed.file).resolve()), parsed.variant, tuple(parsed.settings))
-    run(experiment, run_dir=parsed.run_dir, fresh=parsed.fresh, origin=origin)
+    accept = {"accept_code_change": True} if parsed.accept_code_change else {}
+    run(experiment, run_dir=parsed.run_dir, fresh=parsed.fresh, origin=origin, **accept)
     return int(Exit.DONE)
 
 
 def _show(parsed: argparse.Namespace) -> int:
     from grpo_jax.show import overview, samples
 
-    _print(overview(Path(parsed.run)))
+    page(overview(Path(parsed.run)))
     if parsed.samples is not None:
         chosen = samples(
             Path(parsed.run), which=parsed.samples, set_name=parsed.set_name, step=parsed.step, most=parsed.most
         )
-        _print(f"\n{chosen}")
+        page(f"\n{chosen}")
     return int(Exit.DONE)
 
 
@@ -165,7 +182,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import evaluate_again, evaluation_table
 
     run, sizes = Path(parsed.run), {"prompts": parsed.prompts, "samples": parsed.samples, "seed": parsed.seed}
-    _print(f"{evaluation_table(evaluate_again(run, experiment, **sizes))}numbers in {run / 'eval.json'}\n")
+    page(f"{evaluation_table(evaluate_again(run, experiment, **sizes))}numbers in {run / 'eval.json'}\n")
     return int(Exit.DONE)
 
 
@@ -174,29 +191,24 @@ def _sample(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import sample_again, sample_page
 
     how = {"samples": parsed.samples, "temperature": parsed.temperature, "seed": parsed.seed}
-    _print(sample_page(sample_again(Path(parsed.run), experiment, texts=parsed.prompts, **how)))
+    page(sample_page(sample_again(Path(parsed.run), experiment, texts=parsed.prompts, **how)))
     return int(Exit.DONE)
-
-
-def _print(page: str) -> None:
-    """`page` on standard output, with a question mark for what that cannot spell."""
-    spelling = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(page.encode(spelling, "replace").decode(spelling), end="", flush=True)
 
 
 def _of_run(parsed: argparse.Namespace) -> "Experiment":
     """The experiment of a run that is there, made again from its file."""
     origin = origin_of(Path(parsed.run), file=parsed.file, variant=parsed.variant, assignments=parsed.settings)
     say(f"experiment: {origin.file}")
-    from grpo_jax.compiled import keep_programs
+    from grpo_jax.compiled import check_backend, keep_programs
 
     keep_programs()
+    check_backend()
     return _experiment(origin.file, origin.variant, origin.assignments)
 
 
 def _experiment(file: str, variant: str | None, assignments: Sequence[str]) -> "Experiment":
     from grpo_jax.experiment import Experiment
-    from grpo_jax.overrides import override
+    from grpo_jax.overrides import override, repeated
 
     experiment = _chosen(load(Path(file)), variant, file)
     if not isinstance(experiment, Experiment):
@@ -204,6 +216,8 @@ def _experiment(file: str, variant: str | None, assignments: Sequence[str]) -> "
             f"{file}: {'VARIANTS' if variant else 'EXPERIMENT'} holds a {type(experiment).__name__},"
             " allowed is a grpo_jax.Experiment: write EXPERIMENT = Experiment(...)"
         )
+    for path, texts in repeated(assignments).items():
+        say(f"--set {path}: got {', '.join(texts)}; the last counts")
     return override(experiment, assignments)
 
 
@@ -233,13 +247,20 @@ def load(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception) and (not isinstance(error, ValueError) or isinstance(error, UnicodeError)):
-            raise _Unloadable(_blamed(path, error)) from error
-        raise
+        if isinstance(error, BadData) or not isinstance(error, Exception | SystemExit) or _explained(error):
+            raise
+        raise Unloadable(_blamed(path, error)) from error
     return module
 
 
-def _blamed(path: Path, error: Exception) -> str:
+def _explained(error: BaseException) -> bool:
+    """Whether `error` is a ValueError that this package raised, which says itself what to do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return ours and isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+
+
+def _blamed(path: Path, error: BaseException) -> str:
     """Which line of the file `path` led to `error`, and what that was."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         line, what = error.lineno, f"{error.msg}: {(error.text or '').strip()}"
@@ -253,18 +274,18 @@ def _blamed(path: Path, error: Exception) -> str:
 
 
 def _chosen(module: ModuleType, variant: str | None, file: str) -> object:
-    if variant is None:
-        if not hasattr(module, "EXPERIMENT"):
-            raise ValueError(
-                f"{file}: got no EXPERIMENT, allowed is a file that defines one: write EXPERIMENT = Experiment(...)"
-            )
-        return module.EXPERIMENT
     variants = getattr(module, "VARIANTS", {})
     if not isinstance(variants, Mapping):
         raise ValueError(
             f"{file}: VARIANTS is a {type(variants).__name__}, allowed is a mapping from names to experiments: write"
             ' VARIANTS = {"name": Experiment(...)}'
         )
+    if variant is None:
+        if not hasattr(module, "EXPERIMENT"):
+            raise ValueError(
+                f"{file}: got no EXPERIMENT, allowed is a file that defines one: write EXPERIMENT = Experiment(...)"
+            )
+        return module.EXPERIMENT
     if variant not in variants:
         near = difflib.get_close_matches(variant, variants, n=1)
         raise ValueError(

@@ -20,6 +20,7 @@ from grpo_jax.objectives import describe, source_digest
 TRACES: Counter[str] = Counter()
 """Name of a function -> how often it was traced in this process."""
 
+_JAX_ADVICE = " (set JAX_PLATFORMS='' to automatically choose an available backend)"
 _COMPILED: dict[tuple, Callable[..., Any]] = {}
 
 
@@ -43,6 +44,18 @@ def compiled(
         names = list(inspect.signature(function).parameters)
         _COMPILED[key] = jax.jit(counted, donate_argnums=tuple(names.index(argument) for argument in donate))
     return _COMPILED[key]
+
+
+def check_backend() -> None:
+    """Raise a ValueError unless JAX finds the devices that ``JAX_PLATFORMS`` asks for."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        why = (str(error).splitlines() or [""])[0].removesuffix(_JAX_ADVICE) or "it finds no such device"
+        raise ValueError(
+            f"JAX_PLATFORMS: got {os.environ.get('JAX_PLATFORMS', '')!r}, which JAX cannot start ({why}); allowed are"
+            " platforms whose devices and packages are there: set JAX_PLATFORMS=cpu, or install jax for yours"
+        ) from None
 
 
 def keep_programs() -> Path:

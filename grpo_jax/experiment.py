@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from grpo_jax import objectives
+from grpo_jax import objectives, sanity
 from grpo_jax.data import Task
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import Recipe
@@ -122,6 +122,7 @@ class Experiment:
     mesh: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        sanity.check(self)
         vocabulary = self.data.tokenizer.vocab_size
         if self.model.vocab != vocabulary:
             raise ValueError(
@@ -263,7 +264,4 @@ def _flat(prefix: str, value: object) -> list[tuple[str, str]]:
         for entry in dataclasses.fields(value):
             rows += _flat(f"{prefix}.{entry.name}" if prefix else entry.name, getattr(value, entry.name))
         return rows
-    try:
-        return [(prefix, objectives.describe(value))]
-    except ValueError as error:
-        raise ValueError(f"{prefix}: {error}") from None
+    return [(prefix, objectives.describe(value, name=prefix))]

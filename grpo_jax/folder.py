@@ -1,5 +1,6 @@
 """A run on disk: its settings, journals and checkpoints, and where it stands among them."""
 
+import errno
 import json
 import platform
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,8 @@ from grpo_jax import __version__, objectives
 from grpo_jax.checkpoint import Checkpoints, Restored
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.journal import Journal, read, sole_writer, write_json
-from grpo_jax.lifeline import say
-from grpo_jax.origin import CONFIG, Origin, held, stored
+from grpo_jax.lifeline import DataError, say
+from grpo_jax.origin import CONFIG, FORMAT, Origin, held, stored
 from grpo_jax.types import TrainState
 
 PHASES = ("warm_start", "grpo")
@@ -50,6 +51,7 @@ class RunFolder:
     checkpoints: Checkpoints
     attempt: int
     identity: dict[str, str]
+    _accepted: dict[str, Any] | None
     _held: ExitStack
 
     def restore(self, abstract: TrainState) -> Restored | None:
@@ -61,7 +63,26 @@ class RunFolder:
         reached = Position(-1, 0) if restored is None else Position.of(restored.meta)
         for journal in (self.metrics, self.samples):
             journal.rewind(lambda record: Position.of(record) <= reached)
+        self._check_metrics(reached)
+        if self._accepted is not None:
+            *earlier, latest = self._accepted["history"]
+            at = {"phase": PHASES[0], "step": 0} if restored is None else reached.fields()
+            write_json(self.path / CONFIG, {**self._accepted, "history": [*earlier, {**at, **latest}]})
+            self._accepted = None
         return restored
+
+    def _check_metrics(self, reached: Position) -> None:
+        """Raise a DataError unless every GRPO step up to `reached` has its line: a shortened file would hide some."""
+        if reached.phase != PHASES.index("grpo"):
+            return
+        there = {record["step"] for record in read(self.metrics.path) if record["phase"] == "grpo"}
+        missing = [step for step in range(1, reached.step + 1) if step not in there]
+        if missing:
+            raise DataError(
+                f"{self.metrics.path} lacks the lines of {len(missing)} of {reached.step} GRPO steps, the first of them"
+                f" step {missing[0]}, although the checkpoint is behind them: the file was cut or edited. Restore it,"
+                " or start anew with --fresh, which moves this run aside."
+            )
 
     def save(self, position: Position, state: TrainState, meta: dict) -> None:
         """Start an asynchronous save of everything up to `position`. The journals hold all of it already."""
@@ -89,13 +110,22 @@ class RunFolder:
             self._held.close()
 
 
-def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False, origin: Origin | None = None) -> RunFolder:
+def open_folder(
+    path: Path,
+    experiment: Experiment,
+    *,
+    fresh: bool = False,
+    origin: Origin | None = None,
+    accept_code_change: bool = False,
+) -> RunFolder:
     """The folder of a new run, or of one to continue: then its settings must be those of `experiment`.
 
     `fresh` moves an existing run aside (``NAME.1``, ``NAME.2``, ...) and starts anew; nothing is ever overwritten.
     `origin` is written down for those who look at the run later; it may differ from one start to the next.
-    Raises ValueError for a folder that holds a run with other settings or something else than a run, and RunStopped
-    (code 4) for one in which another process works.
+    With `accept_code_change` functions may have changed; which, and from which step on, goes into the ``history`` of
+    `config.json`. Raises ValueError for a folder that holds a run with other settings or something else than a run or
+    that cannot be used, DataError where the disk is full, and RunStopped (code 4) for one in which another process
+    works.
     """
     path = Path(path).absolute()
     try:
@@ -103,26 +133,40 @@ def open_folder(path: Path, experiment: Experiment, *, fresh: bool = False, orig
         if fresh and path.exists():
             _move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            held.enter_context(sole_writer(path))
+            return _opened(path, experiment, origin, accept_code_change, held)
     except OSError as error:
-        raise ValueError(
-            f"run_dir: got {path}, which cannot be used ({error.strerror or error}); allowed is a folder that can be"
-            " written: choose another --run-dir"
-        ) from None
-    with ExitStack() as held:
-        held.enter_context(sole_writer(path))
-        config = _config(experiment)
-        _check_config(path / CONFIG, config, origin)
-        identity = _identity(config)
-        return RunFolder(
-            path=path,
-            metrics=Journal(path / "metrics.jsonl"),
-            samples=Journal(path / "samples.jsonl"),
-            timing=Journal(path / "timing.jsonl"),
-            checkpoints=Checkpoints(path / "checkpoints", identity=identity, keep_last=experiment.saving.keep),
-            attempt=max((record["attempt"] for record in read(path / "timing.jsonl")), default=0) + 1,
-            identity=identity,
-            _held=held.pop_all(),
-        )
+        raise _unusable(path, error) from None
+
+
+def _opened(
+    path: Path, experiment: Experiment, origin: Origin | None, accept_code_change: bool, held: ExitStack
+) -> RunFolder:
+    """The folder, once it is `held` against other processes; takes over what is held."""
+    config, accepted = _agreed(path / CONFIG, _config(experiment), origin, accept_code_change)
+    identity = _identity(config)
+    return RunFolder(
+        path=path,
+        metrics=Journal(path / "metrics.jsonl"),
+        samples=Journal(path / "samples.jsonl"),
+        timing=Journal(path / "timing.jsonl"),
+        checkpoints=Checkpoints(path / "checkpoints", identity=identity, keep_last=experiment.saving.keep),
+        attempt=max((record["attempt"] for record in read(path / "timing.jsonl")), default=0) + 1,
+        identity=identity,
+        _accepted=accepted,
+        _held=held.pop_all(),
+    )
+
+
+def _unusable(path: Path, error: OSError) -> ValueError | DataError:
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DataError(f"{path} cannot be written: {why}. Free some space, then run the same command again.")
+    return ValueError(
+        f"run_dir: got {path}, which cannot be used ({why}); allowed is a folder that can be written: choose another"
+        " --run-dir"
+    )
 
 
 @contextmanager
@@ -133,12 +177,13 @@ def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
     another process works in it.
     """
     path, config = Path(path).absolute(), _config(experiment)
-    lines = _differences(held(path), config)
+    there = held(path)
+    lines = _differences(there, config)
     if lines:
         remedy = "use the file, the --variant and the --set of the run"
         raise ValueError("\n".join([f"RUN: {path} holds a run with other settings:", *lines, f"  {remedy}"]))
     with sole_writer(path):  # opening the checkpoints tidies up, which a run that is saving must not see
-        kept = Checkpoints(path / "checkpoints", identity=_identity(config), keep_last=experiment.saving.keep)
+        kept = Checkpoints(path / "checkpoints", identity=_identity(there), keep_last=experiment.saving.keep)
         try:
             yield kept
         finally:
@@ -148,17 +193,22 @@ def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
 def _config(experiment: Experiment) -> dict[str, Any]:
     packages = {name: version(name) for name in PACKAGES}
     return {
+        "format": FORMAT,
         "settings": settings(experiment),
         "data_digest": experiment.data.digest,
         "source_digest": objectives.source_digest(experiment),
+        "sources": objectives.source_digests(experiment),
         "versions": {**packages, "grpo-jax": __version__, "python": platform.python_version()},
     }
 
 
-def _identity(config: dict[str, Any]) -> dict[str, str]:
+def _identity(config: Mapping[str, Any]) -> dict[str, str]:
+    """What its checkpoints have to agree in: the run as it was begun, whatever code was accepted since."""
+    first = next(iter(config.get("history") or ()), {})
     return {
         "settings": json.dumps(config["settings"], sort_keys=True),
-        **{n: config[n] for n in ("data_digest", "source_digest")},
+        "data_digest": config["data_digest"],
+        "source_digest": first.get("was", config["source_digest"]),
     }
 
 
@@ -177,29 +227,49 @@ def _check_folder(path: Path) -> None:
             )
 
 
-def _check_config(path: Path, config: dict[str, Any], origin: Origin | None) -> None:
-    """Write `config`, or compare it with what is there: a difference is an error that lists it.
+def _agreed(
+    path: Path, config: dict[str, Any], origin: Origin | None, accept_code_change: bool
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What `config.json` says from now on, and what it is to say once the run is restored with code that has changed.
 
-    A run that has not written a line yet, because its settings could not be run, takes new ones.
+    A difference to what is there is an error that lists it. A run that has not written a line yet, because its settings
+    could not be run, takes new ones.
     """
     come = {} if origin is None else {"origin": origin.fields()}
     if not path.exists() or not _begun(path.parent):
         write_json(path, {**config, **come})
-        return
+        return config, None
     old = stored(path)
     if old["versions"] != config["versions"]:
         say(
             f"{path.parent} was begun with other versions: {_version_changes(old['versions'], config['versions'])}."
             " It goes on, but not necessarily with the same last bits."
         )
-    lines = _differences(old, config)
+    changed = old.get("source_digest") != config["source_digest"]
+    known = {name: config[name] for name in ("source_digest", "sources")} if accept_code_change else {}
+    lines = _differences({**old, **known}, config)
     if lines:
         remedy = (
             "use its settings to continue it, another --run-dir for a new run, or --fresh to move the old one aside"
         )
+        if changed and not accept_code_change:
+            remedy += "; --accept-code-change goes on with code that has changed"
         raise ValueError("\n".join([f"run_dir: {path.parent} holds a run with other settings:", *lines, f"  {remedy}"]))
-    if {**old, **come} != old:
-        write_json(path, {**old, **come})
+    new = {**old, **come, "format": FORMAT}
+    if new != old:
+        write_json(path, new)
+    if not changed:
+        return new, None
+    names = _changed_functions(old, config)
+    say(f"{path.parent} goes on with code that has changed: {', '.join(names) or 'which function is not known'}.")
+    entry = {"functions": names, "was": old.get("source_digest"), "is": config["source_digest"]}
+    new = {**new, **known, "history": [*(old.get("history") or ()), entry]}
+    return new, new
+
+
+def _changed_functions(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    was, now = old.get("sources"), config["sources"]
+    return [] if was is None else sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
 
 
 def _differences(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -211,9 +281,12 @@ def _differences(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
         if was.get(name) != now.get(name)
     ]
     if old.get("source_digest") != config["source_digest"]:
-        lines.append("  the code of a function of this experiment has changed")
+        names = _changed_functions(old, config)
+        what = f"the function {names[0]}" if len(names) == 1 else f"the functions {', '.join(names)}"
+        lines.append(f"  the code of {what if names else 'a function of this experiment'} has changed")
     if old.get("data_digest") != config["data_digest"]:
-        lines.append("  the data file has changed")
+        told = f"SHA-256 {old.get('data_digest', 'unknown'):.12}, now {config['data_digest']:.12}"
+        lines.append(f"  the data file has changed: {told}")
     return lines
 
 

@@ -6,6 +6,7 @@ that ``num_groups = N`` always suffices. `memory` holds the state of stateful gr
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -21,11 +22,32 @@ def by_prompt(collected: Collected, memory: Memory) -> tuple[Array, Memory]:
     return collected.rollouts.prompt, memory
 
 
+def by_label(collected: Collected, memory: Memory, *, name: str) -> tuple[Array, Memory]:
+    """Rows whose prompts have the same label `name` (`Prompts.label`) form a group, whatever the prompt.
+
+    A row that answers no prompt, or one whose label is negative, is in no group. Labels may be any numbers: a group
+    goes by the number of the first prompt in it, which lies below P. Raises ValueError where the prompts have no such
+    label.
+    """
+    rollouts = collected.rollouts
+    if name not in rollouts.prompts.label:
+        raise ValueError(
+            f"by_label.name: got {name!r}, allowed {', '.join(sorted(rollouts.prompts.label)) or 'none'}, the labels of"
+            f" these prompts: let the task make it, as Jsonl(labels=({name!r},)) does of a key of its lines, or group"
+            " by another one"
+        )
+    label = rollouts.prompts.label[name]
+    first = jnp.argmax(label[:, None] == label[None, :], axis=1).astype(jnp.int32)
+    group = jnp.where(label < 0, -1, first)
+    answered = (rollouts.prompt >= 0) & (rollouts.prompt < label.shape[0])
+    return jnp.where(answered, group.at[rollouts.prompt].get(mode="clip"), -1), memory
+
+
 def tied(reward: Array, group: Array, *, num_groups: int, valid: Array) -> Array:
     """bool[num_groups]: True where a group's valid rewards are all exactly equal, or it has no valid row.
 
     The test compares the largest with the smallest reward. A standard deviation would not do: in float32 that of
-    0.95, 0.95, 0.95 is not 0, because their mean is not 0.95.
+    0.85, 0.85, 0.85 is not 0, because their mean is not 0.85.
     """
     largest = masked.segment_max(reward, group, num_groups, valid)
     return largest <= masked.segment_min(reward, group, num_groups, valid)
@@ -44,4 +66,8 @@ def drop_tied(collected: Collected, memory: Memory, *, grouping: Grouping = by_p
     return jnp.where(masked.spread(flat, labels), -1, labels), memory
 
 
-GROUPINGS: dict[str, Grouping] = {"by_prompt": by_prompt, "drop_tied": drop_tied}
+GROUPINGS: dict[str, Grouping] = {
+    "by_prompt": by_prompt,
+    "by_category": partial(by_label, name="category"),
+    "drop_tied": drop_tied,
+}

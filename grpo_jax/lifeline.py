@@ -70,6 +70,13 @@ class DataError(RunStopped):
         super().__init__(Exit.DATA, sentence)
 
 
+class BadData(ValueError):
+    """A file of data, or a line in it, that cannot be used: where, what was found, what is allowed, what to do.
+
+    A ValueError, so that constructors may raise it; the command line ends with the code of `Exit.DATA`.
+    """
+
+
 class Preempted(RunStopped):
     """The machine is wanted for something else; everything is saved."""
 
@@ -79,6 +86,8 @@ class Preempted(RunStopped):
 
 def say(sentence: str) -> None:
     """One line on stderr, at once, from any thread; a closed stderr stops nothing."""
+    if sys.stderr is None:  # its descriptor is closed
+        return
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(sentence + "\n")
         sys.stderr.flush()

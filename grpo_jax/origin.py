@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+FORMAT = 1
+"""Of the files in a run folder; a change that an older version would misread raises it."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,17 @@ def held(run: Path) -> dict[str, Any]:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """The content of the `config.json` at `path`; a ValueError where it is damaged."""
+    """The content of the `config.json` at `path`; a ValueError where it is damaged or of a format to come."""
     try:
         config = json.loads(path.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
+    written = config.get("format", FORMAT) if isinstance(config, dict) else FORMAT
+    if isinstance(written, int) and written > FORMAT:
+        raise ValueError(
+            f"run_dir: {path} has format {written}, which a newer grpo-jax wrote; allowed are up to {FORMAT}: update"
+            " grpo-jax, or use another --run-dir"
+        )
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("settings", "versions")):
         raise ValueError(
             f"run_dir: {path} is damaged or was edited; allowed is the file that the run wrote: restore it, or use"

@@ -10,12 +10,14 @@ import difflib
 import functools
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _Tree = dict[str, "str | _Tree"]
+_CHOOSE = ": choose one of these"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -27,15 +29,62 @@ def override(experiment: Any, assignments: Sequence[str]) -> Any:
     """
     tree: _Tree = {}
     for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        names = [name.strip() for name in path.split(".")]
-        if not equals or not all(names):
-            raise ValueError(
-                f"--set: got {assignment!r}, allowed is path=value: write it like --set train.steps=20, in quotes if it"
-                " has spaces"
-            )
-        _plant(tree, names, text.strip())
-    return _apply(experiment, tree, "") if tree else experiment
+        path, text = _parted(assignment)
+        _plant(tree, path.split("."), text)
+    try:
+        return _apply(experiment, tree, "") if tree else experiment
+    except _Unread as error:
+        raise ValueError(error.sentence(_limits(experiment, error.path))) from None
+
+
+def repeated(assignments: Sequence[str]) -> dict[str, list[str]]:
+    """Path -> its values in order, for every path that `assignments` give more than one."""
+    found: dict[str, list[str]] = {}
+    for path, text in map(_parted, assignments):
+        found.setdefault(path, []).append(text)
+    return {path: texts for path, texts in found.items() if len(texts) > 1}
+
+
+class _Unread(ValueError):
+    """A text that is no value of the setting at `path`."""
+
+    def __init__(self, path: str, text: str, *, kinds: str, example: object):
+        self.path, self.example, self._got, self._kinds = path, example, text, kinds
+        super().__init__(self.sentence(""))
+
+    def sentence(self, limits: str) -> str:
+        """The whole message, with the range of the setting where one is known."""
+        return (
+            f"--set {self.path}: got {self._got!r}, allowed is a value of type {self._kinds}"
+            f"{', ' + limits if limits else ''}: write for instance {self.path}={self.example}"
+        )
+
+
+def _limits(experiment: Any, path: str) -> str:
+    """The range of a number, in the words in which its own constructor refuses one that is below it; "" if unknown."""
+    tree: _Tree = {}
+    _plant(tree, path.split("."), "-1")
+    try:
+        _apply(experiment, tree, "")
+    except _Unread:
+        return ""
+    except ValueError as error:
+        name = re.escape(path.rpartition(".")[2])
+        said = re.search(rf"\b{name}\b.*?-1.*?allowed (?:are |is )?(.*?)(?:[:;]|$)", str(error))
+        return said[1] if said else ""
+    return ""
+
+
+def _parted(assignment: str) -> tuple[str, str]:
+    """Path and text of ``path=value``, without spaces around them."""
+    path, equals, text = assignment.partition("=")
+    names = [name.strip() for name in path.split(".")]
+    if not equals or not all(names):
+        raise ValueError(
+            f"--set: got {assignment!r}, allowed is path=value: write it like --set train.steps=20, in quotes if it has"
+            " spaces"
+        )
+    return ".".join(names), text.strip()
 
 
 def _plant(tree: _Tree, names: Sequence[str], text: str) -> None:
@@ -61,20 +110,23 @@ def _apply(value: Any, tree: _Tree, where: str) -> Any:
         kinds = typing.get_type_hints(type(value))
         old = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         return dataclasses.replace(value, **_changed(old, kinds, tree, where))
+    if inspect.isfunction(value):
+        value = functools.partial(value)
     if isinstance(value, functools.partial):
         kinds, old = _keywords(value)
         return functools.partial(value.func, *value.args, **{**value.keywords, **_changed(old, kinds, tree, where)})
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", ())
-        numbered = {str(fields.index(name)) if name in fields else name: change for name, change in tree.items()}
-        old = {str(index): item for index, item in enumerate(value)}
-        new = {**old, **_changed(old, {}, numbered, where)}
+        names = fields or tuple(map(str, range(len(value))))
+        named = {names[int(key)] if key.isdecimal() and int(key) < len(names) else key: c for key, c in tree.items()}
+        old = dict(zip(names, value, strict=True))
+        new = {**old, **_changed(old, {}, named, where)}
         return type(value)(*new.values()) if fields else tuple(new.values())
     if isinstance(value, Mapping):
         return {**value, **_changed(dict(value), {}, tree, where)}
     raise ValueError(
-        f"--set {_join(where, next(iter(tree)))}: {where} is {value!r}, which has no settings of its own; allowed is"
-        f" {where} itself: write --set {where}=VALUE, or change it in the experiment's file"
+        f"--set {_join(where, next(iter(tree)))}: {where} is {_shown(value)}, which has no settings of its own; allowed"
+        f" is {where} itself: write --set {where}=VALUE, or change it in the experiment's file"
     )
 
 
@@ -85,7 +137,7 @@ def _changed(old: Mapping[str, Any], kinds: Mapping[str, Any], tree: _Tree, wher
         path = _join(where, name)
         if name not in old:
             near = difflib.get_close_matches(name, old, n=1)
-            hint = f": did you mean {_join(where, near[0])}?" if near else ": choose one of these"
+            hint = f": did you mean {_join(where, near[0])}? It is now {_shown(old[near[0]])}" if near else _CHOOSE
             raise ValueError(f"--set {path}: got {name!r}, allowed {', '.join(sorted(old)) or 'nothing'}{hint}")
         if isinstance(change, dict):
             new[name] = _apply(old[name], change, path)
@@ -101,7 +153,10 @@ def _keywords(bound: functools.partial) -> tuple[dict[str, Any], dict[str, Any]]
     free = [p for p in parameters if p.kind == p.KEYWORD_ONLY or p.name in bound.keywords]
     empty = inspect.Parameter.empty
     old = {p.name: bound.keywords.get(p.name, None if p.default is empty else p.default) for p in free}
-    hints = typing.get_type_hints(function if inspect.isfunction(function) else type(function))
+    try:
+        hints = typing.get_type_hints(function if inspect.isfunction(function) else type(function))
+    except NameError:  # a name that its author imports for checkers only
+        hints = {}
     return {name: hints.get(name, type(value)) for name, value in old.items()}, old
 
 
@@ -112,6 +167,9 @@ def _join(where: str, name: str) -> str:
 def _read(text: str, kind: Any, old: Any, path: str) -> Any:
     """`text` as a value of the annotation `kind`, or of the type of `old` where the annotation says nothing."""
     origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if not text and (isinstance(old, tuple | Mapping) or origin in (tuple, Mapping, dict)):
+        brackets = "()" if isinstance(old, tuple) or origin is tuple else "{}"
+        raise ValueError(f"--set {path}: got nothing, allowed is at least {brackets}: write {path}={brackets} for none")
     if origin in (typing.Union, types.UnionType):
         return _read_union(text, options, old, path)
     if origin is typing.Literal:
@@ -124,21 +182,53 @@ def _read(text: str, kind: Any, old: Any, path: str) -> Any:
         return _read_tuple(text, options, old, path)
     if origin in (Mapping, dict) or kind in (Mapping, dict):
         return _read_mapping(text, options[1] if options else type(next(iter((old or {"": 0}).values()))), path)
-    known = {bool: _boolean, int: _integer, float: _float, str: _string}
+    known = {bool: _boolean, int: int, float: _float, str: _string}
     target = next((t for t in (kind, type(old)) if t in known), None)
     if target is None:
+        parts = _parts_of(old)
+        remedy = f"set a part of it, {_join(path, parts[0])}" if parts else "change it in the experiment's file"
         raise ValueError(
-            f"--set {path}: got {text!r}, but this setting holds {old!r:.200}, which no text can give: change it in the"
-            " experiment's file"
+            f"--set {path}: got {text!r}, but this setting holds {_shown(old)}, which no text can give: {remedy}"
         )
     try:
         return known[target](text)
     except ValueError:
-        example = {bool: "true", int: "8", float: "0.5"}[target]
-        raise ValueError(
-            f"--set {path}: got {text!r}, allowed is a value of type {target.__name__}: write for instance"
-            f" {path}={example}"
-        ) from None
+        raise _Unread(path, text, kinds=target.__name__, example=_example(text, target, old)) from None
+
+
+def _example(text: str, target: type, old: Any) -> object:
+    """A value that would be taken: the whole number that `text` comes to, or else what stands there now."""
+    try:
+        whole = float(text)
+        if target is int and whole == int(whole):
+            return int(whole)
+    except (OverflowError, ValueError):
+        pass
+    return old if type(old) is target else {bool: True, int: 8, float: 0.5}[target]
+
+
+def _parts_of(value: Any) -> list[str]:
+    """Names of the settings inside `value`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [field.name for field in dataclasses.fields(value) if field.init]
+    if inspect.isfunction(value) or isinstance(value, functools.partial):
+        return list(_keywords(functools.partial(value))[1])
+    if isinstance(value, tuple):
+        return list(getattr(value, "_fields", map(str, range(len(value)))))
+    return list(value) if isinstance(value, Mapping) else []
+
+
+def _shown(value: Any) -> str:
+    """`value` in a sentence: a number as it is, a group of settings by its type and their names."""
+    parts = ", ".join(_parts_of(value))
+    if inspect.isfunction(value) or isinstance(value, functools.partial):
+        inner = value
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        return f"the function {getattr(inner, '__name__', inner)}" + (f" with {parts}" if parts else "")
+    if (dataclasses.is_dataclass(value) and not isinstance(value, type)) or hasattr(value, "_fields"):
+        return f"a {type(value).__name__} of {parts}"
+    return f"{value!r:.80}"
 
 
 def _read_union(text: str, options: Sequence[Any], old: Any, path: str) -> Any:
@@ -148,6 +238,9 @@ def _read_union(text: str, options: Sequence[Any], old: Any, path: str) -> Any:
     for option in (option for option in options if option is not type(None)):
         try:
             return _read(text, option, old, path)
+        except _Unread as error:
+            kinds = " or ".join(getattr(option, "__name__", str(option)) for option in options).replace("Type", "")
+            problem = problem or _Unread(path, text, kinds=kinds, example=error.example)
         except ValueError as error:
             problem = problem or error
     raise problem or ValueError(f"--set {path}: got {text!r}, allowed is None: write {path}=None")
@@ -178,7 +271,16 @@ def _read_mapping(text: str, kind: Any, path: str) -> dict[str, Any]:
         raise ValueError(
             f"--set {path}: got {text!r}, allowed is name:value,name:value: write for instance {path}=data:2"
         )
-    return {_string(name.strip()): _read(value.strip(), kind, None, path) for name, _, value in pairs}
+    read = {}
+    for name, _, value in pairs:
+        try:
+            read[_string(name.strip())] = _read(value.strip(), kind, None, path)
+        except _Unread:
+            raise ValueError(
+                f"--set {path}: got {value.strip()!r} for {name.strip()}, allowed is a value of type {kind.__name__}:"
+                f" write for instance {path}=data:2"
+            ) from None
+    return read
 
 
 def _parts(text: str, brackets: str, path: str) -> list[str]:
@@ -220,12 +322,8 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
-def _integer(text: str) -> int:
-    return int(text.replace("_", ""))
-
-
 def _float(text: str) -> float:
-    value = float(text.replace("_", ""))
+    value = float(text)
     if math.isnan(value):
         raise ValueError(text)
     return value

@@ -19,8 +19,8 @@ from grpo_jax.data.tasks import numpy_prompts
 from grpo_jax.experiment import Experiment, step_settings, warm_settings
 from grpo_jax.folder import visit
 from grpo_jax.journal import write_json
-from grpo_jax.loop import judge, problems, workers
 from grpo_jax.rewards.text import Record
+from grpo_jax.setup import judge, problems, workers
 from grpo_jax.sharding import make_mesh, place_rows
 from grpo_jax.train import host, init_state, place_state
 from grpo_jax.types import Prompts, Rollouts

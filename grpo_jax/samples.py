@@ -11,9 +11,16 @@ from grpo_jax.types import Batch
 
 
 def rollout_records(
-    batch: Batch, task: Task, position: Mapping[str, Any], scores: Scores | None = None
+    batch: Batch,
+    task: Task,
+    position: Mapping[str, Any],
+    scores: Scores | None = None,
+    texts: Sequence[Record] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A line for each row of a host `batch`: what was asked, sampled, earned and made of it."""
+    """A line for each row of a host `batch`: what was asked, sampled, earned and made of it.
+
+    `texts` are the rows as text, where they are known already.
+    """
     rollouts, reward = batch.rollouts, batch.reward
     tokens = np.maximum(batch.mask.sum(1), 1)
     advantage = (np.where(batch.mask, batch.advantage, 0).sum(1) / tokens).tolist()
@@ -23,7 +30,7 @@ def rollout_records(
     components = {name: values.tolist() for name, values in reward.components.items()}
     group = batch.group.T.tolist() if batch.group.ndim == 2 else batch.group.tolist()
     statuses = {} if scores is None else {name: [score.status for score in rows] for name, rows in scores.items()}
-    for n, text in enumerate(records(task, rollouts)):
+    for n, text in enumerate(records(task, rollouts) if texts is None else texts):
         yield {
             **position,
             "set": "train",

@@ -1,15 +1,20 @@
-"""The phases of a GRPO step as pure functions, and the steps made of them.
+"""The phases of a GRPO step as pure functions.
 
-    rollouts = generate(params, prompts)                  sampling
-    collected = collect(rollouts, reward)                 + reference log-probabilities
-    labels, memory = label(collected, memory)             which rows are compared with which
-    advantage, memory = advantages(collected, labels)     what each row is worth among them
-    batch = make_batch(collected, labels, advantage)      reduction becomes data
-    state, metrics = update(state, batch)                 gradient, optimiser
+    rollouts = sample_rows(params, prompts, key, step)            sampling
+    reward = score_rows(rollouts)                                 rewards on token ids; those on text are Python
+    logp_ref = reference_rows(reference, rollouts)                where the recipe has a KL term
+    state, metrics, batch = learn_rows(state, rollouts, reward, key, logp_ref)
 
-`grpo_step` is all of it, rewards on token ids included, as one function of (state, prompts); `sample_rows` and
-`learn_rows` are its two halves for rewards that live outside the compiled program. An experiment that wants another
-order of phases writes its own ten lines with the same functions.
+Each is bound to what decides it and to nothing else, so that runs which differ in their recipe share a sampler. The
+last one is a row of public functions too:
+
+    collected = collect(rollouts, reward, logp_ref)               what groupings and advantages read
+    labels, memory = label(collected, memory)                     which rows are compared with which
+    advantage, memory = advantage(collected, labels, memory)      what each row is worth among them
+    batch = make_batch(collected, labels, advantage)              reduction becomes data
+    state, metrics = update(state, batch)                         gradient, optimiser
+
+An experiment that wants another order of phases writes its own ten lines with the same functions.
 """
 
 from collections.abc import Callable
@@ -32,7 +37,7 @@ from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Re
 from grpo_jax.updates import Gradient, build, update
 
 TokenReward = Callable[[Rollouts], Reward]
-"""A reward that reads token ids with jnp alone, so that it runs inside the compiled step."""
+"""A reward that reads token ids with jnp alone, so that it can be compiled."""
 
 
 Record = TypeVar("Record")
@@ -55,7 +60,7 @@ def stream(seed: int | Array, name: Stream) -> Array:
 
 @dataclass(frozen=True)
 class Step:
-    """Everything fixed that a GRPO step compiles in."""
+    """Everything fixed that the phases of a GRPO step compile in."""
 
     gradient: Gradient
     sampling: Sampling
@@ -108,26 +113,15 @@ def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> Tra
 
 
 def collect(
-    rollouts: Rollouts, reward: Reward, *, settings: Gradient, reference: Params | None = None, mesh: Mesh | None = None
+    rollouts: Rollouts, reward: Reward, logp_ref: Array | None = None, *, recipe: objectives.Recipe
 ) -> Collected:
-    """Rollouts, their rewards and, where the recipe asks for it, their log-probabilities under the reference policy."""
-    logp_ref = None
-    if "logp_ref" in objectives.wants(settings.recipe):
-        if reference is None:
-            raise ValueError(
-                "reference: got None, but the recipe has a KL term: pass the parameters of the reference policy"
-            )
-        stats = logprobs(
-            reference,
-            settings.model,
-            rollouts,
-            temperature=settings.temperature,
-            group_size=settings.group_size,
-            chunk=settings.chunk,
-            mesh=mesh,
-        )
-        logp_ref = jax.lax.stop_gradient(stats.logp)
-    return Collected(rollouts=rollouts, reward=reward, logp_old=rollouts.logp_full, logp_ref=logp_ref)
+    """Rollouts with their rewards and, where the recipe asks for it, reference log-probabilities f32[N, T]."""
+    wanted = "logp_ref" in objectives.wants(recipe)
+    if wanted and logp_ref is None:
+        raise ValueError("logp_ref: got None, but the recipe has a KL term: pass what reference_rows makes of the rows")
+    return Collected(
+        rollouts=rollouts, reward=reward, logp_old=rollouts.logp_full, logp_ref=logp_ref if wanted else None
+    )
 
 
 def label(collected: Collected, memory: Memory, recipe: objectives.Recipe) -> tuple[Array, Memory]:
@@ -165,19 +159,39 @@ def make_batch(
 
 
 def sample_rows(
-    params: Params, prompts: Prompts, key: Array, step: Array, *, settings: Step, mesh: Mesh | None = None
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    step: Array,
+    *,
+    model: ModelConfig,
+    sampling: Sampling,
+    group_size: int,
+    mesh: Mesh | None = None,
 ) -> Rollouts:
     """G completions of every prompt. `key` is that of the rollout stream; the prompts' draw numbers do the rest."""
-    return generate(
-        params,
-        settings.gradient.model,
-        prompts,
-        settings.sampling,
-        key,
-        mesh,
-        group_size=settings.gradient.group_size,
-        version=step,
-    )
+    return generate(params, model, prompts, sampling, key, mesh, group_size=group_size, version=step)
+
+
+def score_rows(rollouts: Rollouts, *, reward: TokenReward, mesh: Mesh | None = None) -> Reward:
+    """The `reward` on token ids of every row."""
+    del mesh  # rows are scored where they are
+    return reward(rollouts)
+
+
+def reference_rows(
+    params: Params,
+    rollouts: Rollouts,
+    *,
+    model: ModelConfig,
+    temperature: float,
+    group_size: int,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> Array:
+    """f32[N, T], log-probabilities of the tokens under the reference policy `params`, over the full vocabulary."""
+    stats = logprobs(params, model, rollouts, temperature=temperature, group_size=group_size, chunk=chunk, mesh=mesh)
+    return jax.lax.stop_gradient(stats.logp)
 
 
 def learn_rows(
@@ -185,19 +199,22 @@ def learn_rows(
     rollouts: Rollouts,
     reward: Reward,
     key: Array,
+    logp_ref: Array | None = None,
     *,
-    settings: Step,
-    reference: Params | None = None,
+    settings: Gradient,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics, Batch]:
-    """One step of learning from scored rollouts: labels, advantages, batch, update; the draw counter moves on."""
-    recipe = settings.gradient.recipe
-    collected = collect(rollouts, reward, settings=settings.gradient, reference=reference, mesh=mesh)
+    """One step of learning from scored rollouts: labels, advantages, batch, update; the draw counter moves on.
+
+    `key` is that of the update stream; `logp_ref` is needed where the recipe has a KL term.
+    """
+    recipe = settings.recipe
+    collected = collect(rollouts, reward, logp_ref, recipe=recipe)
     labels, memory = label(collected, dict(state.memory), recipe)
     values, memory = advantage(collected, labels, memory, recipe)
     batch = make_batch(collected, labels, values, recipe, dict(state.coef))
     state, metrics = update(
-        state.replace(memory=memory), batch, settings.gradient, key=jax.random.fold_in(key, state.step), mesh=mesh
+        state.replace(memory=memory), batch, settings, key=jax.random.fold_in(key, state.step), mesh=mesh
     )
     draws = rollouts.prompts.length.shape[0]
     state = state.replace(step=state.step + 1, cursor=state.cursor + draws)
@@ -208,26 +225,6 @@ def learn_rows(
         **measure.group_metrics(reward, labels),
     }
     return state, metrics, batch
-
-
-def grpo_step(
-    state: TrainState,
-    prompts: Prompts,
-    seed: Array,
-    *,
-    settings: Step,
-    reference: Params | None = None,
-    mesh: Mesh | None = None,
-) -> tuple[TrainState, Metrics, Batch]:
-    """A whole step: sample, score on token ids, compare, update. `seed` i32[] is data: seeds share a compilation."""
-    if settings.reward is None:
-        raise ValueError("reward: got None, but a whole step scores token ids: give the experiment a token reward")
-    rollouts = sample_rows(
-        state.params, prompts, stream(seed, Stream.ROLLOUT), state.step, settings=settings, mesh=mesh
-    )
-    reward = settings.reward(rollouts)
-    key = stream(seed, Stream.UPDATE)
-    return learn_rows(state, rollouts, reward, key, settings=settings, reference=reference, mesh=mesh)
 
 
 IMITATION = objectives.Recipe(

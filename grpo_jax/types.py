@@ -44,6 +44,7 @@ class Prompts(struct.PyTreeNode):
     length: Array  # i32[P], at least 1; positions at and past it are padding whatever token stands there
     draw: Array  # i32[P], number of the draw: with the seed it determines the prompt and all its sampling keys
     row: Array  # i32[P], line of the dataset where the answer and the metadata are
+    label: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> i32[P], for groupings; negative: none
 
 
 class Rollouts(struct.PyTreeNode):

@@ -1,4 +1,4 @@
-"""Advantages: hand numbers, a float64 twin, and the laws of every strategy."""
+"""Advantages: hand numbers, a float64 twin, and conventions. Their laws are held in `tests/testing`."""
 
 from functools import partial
 
@@ -135,6 +135,13 @@ def test_equal_rewards_give_zero_without_a_guard_too():
     np.testing.assert_array_equal(standardized(**rows([0.35] * 3, [0] * 3), eps=0.0), 0.0)
 
 
+def test_a_group_whose_squares_overflow_has_no_scale_and_is_no_nan():
+    # The deviation of the others is infinite in float32: their advantages are 0, as those of `standardized`.
+    given = rows([1e30, -1e30, 1e30, 0.0], [0] * 4)
+    np.testing.assert_array_equal(leave_one_out(**given, std="sample"), 0.0)
+    np.testing.assert_array_equal(standardized(**given), 0.0)
+
+
 def test_the_convention_for_groups_of_one():
     given = rows([3.0, 1.0, 2.0], [0, 1, 1])
     assert standardized(**given)[0] == 0.0
@@ -150,26 +157,6 @@ def test_others_that_are_all_equal_give_no_scale_to_divide_by():
     value = leave_one_out(**rows([1.0, 0.0, 0.0, 0.0], [0] * 4), std="sample", eps=0.0)
     scale = np.sqrt(((2 / 3) ** 2 + 2 * (1 / 3) ** 2) / 2)
     np.testing.assert_allclose(value, [1.0, *[-(1 / 3) / scale] * 3], rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_a_row_that_counts_nowhere_equals_one_never_sampled(name: str):
-    kernel = KERNELS[name][0]
-    value = np.asarray(kernel(**rows(REWARD, GROUP, VALID)))
-    kept = [0, 1, 2, 3, 4, 5, 8, 9]
-    alone = kernel(**rows([REWARD[i] for i in kept], [GROUP[i] for i in kept]))
-    np.testing.assert_array_equal(value[kept], alone)
-    np.testing.assert_array_equal(value[[6, 7]], 0.0)
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_advantages_do_not_depend_on_the_order_of_rows_or_the_names_of_groups(name: str):
-    kernel = KERNELS[name][0]
-    order = np.random.default_rng(1).permutation(len(REWARD))
-    names = np.asarray([7, 2, 9, 0, -1])  # label -1 stays -1: it is the last
-    value = np.asarray(kernel(**rows(REWARD, GROUP, VALID)))
-    moved = kernel(**rows(np.asarray(REWARD)[order], names[np.asarray(GROUP)[order]], np.asarray(VALID)[order]))
-    np.testing.assert_allclose(moved, value[order], rtol=1e-6, atol=1e-7)
 
 
 def test_rewards_may_be_large_beside_their_differences():
@@ -196,14 +183,10 @@ def test_an_unknown_convention_is_refused(convention: dict, message: str):
 def test_a_strategy_gives_every_trained_token_the_advantage_of_its_row(name: str):
     lengths = [1, 2, 3, 4, 0, 2, 3, 4, 1, 2]
     given = collected(REWARD, GROUP, VALID, lengths)
-    value, memory = advantages.ADVANTAGES[name](given, jnp.asarray(GROUP, jnp.int32), {"kept": jnp.ones(())})
-    value, mask = np.asarray(value), np.asarray(given.rollouts.mask)
-    assert value.shape == mask.shape and value.dtype == np.float32 and set(memory) == {"kept"}
-    np.testing.assert_array_equal(value[~mask], 0.0)
+    value, _ = advantages.ADVANTAGES[name](given, jnp.asarray(GROUP, jnp.int32), {})
+    mask = np.asarray(given.rollouts.mask)
     first = np.where(mask[:, :1], value[:, :1], 0.0)
     np.testing.assert_array_equal(value, np.where(mask, first, 0.0))
-    np.testing.assert_array_equal(value[[6, 7]], 0.0)
-    assert np.any(value != 0.0) and np.all(np.isfinite(value))
 
 
 def test_strategies_apply_their_kernels():

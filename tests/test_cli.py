@@ -129,7 +129,7 @@ def test_a_usage_error_has_the_code_of_a_configuration_error(arguments: list[str
         (lifeline.Diverged("It diverged."), 3, "stopped: It diverged."),
         (ValueError("seed: got x"), 4, "error: seed: got x"),
         (lifeline.DataError("No data."), 5, "stopped: No data."),
-        (OSError(28, "No space left on device", "file"), 5, "No space left on device: 'file'"),
+        (OSError(28, "No space left on device", "file"), 5, "error: file: No space left on device"),
         (lifeline.Preempted("Saved."), 75, "stopped: Saved."),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

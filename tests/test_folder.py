@@ -1,6 +1,7 @@
 """A run folder belongs to one run: its settings, one process at a time, and nothing of it is ever lost."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax import objectives
 from grpo_jax.checkpoint import CheckpointError, abstract
 from grpo_jax.experiment import Experiment
 from grpo_jax.folder import Position, RunFolder, open_folder, visit
 from grpo_jax.journal import read
-from grpo_jax.lifeline import RunStopped
+from grpo_jax.lifeline import DataError, RunStopped
 from grpo_jax.origin import Origin
 from grpo_jax.types import TrainState
 from tests.system.small_run import PLAIN
@@ -247,3 +249,105 @@ def test_a_visit_finds_the_checkpoints_of_a_run_with_the_same_settings(tmp_path:
     with pytest.raises(ValueError, match="holds no run"), visit(tmp_path / "none", PLAIN):
         pass
     assert not (tmp_path / "none").exists()
+
+
+RIGHT, DIGITS = (f"tests.system.small_text.{name}" for name in ("right_in_text", "digits_in_text"))
+
+
+def edited(run: Path, *names: str) -> dict:
+    """The config of `run`, rewritten as if these functions had had another source when it was begun."""
+    config = json.loads((run / "config.json").read_text())
+    assert set(names) <= set(config["sources"])
+    config |= {"source_digest": "of before", "sources": {**config["sources"], **dict.fromkeys(names, "of before")}}
+    (run / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def test_which_function_has_changed_is_named(tmp_path: Path):
+    run = begun(tmp_path / "run")
+    edited(run, RIGHT, DIGITS)
+    with pytest.raises(ValueError, match=rf"the code of the functions {DIGITS}, {RIGHT} has changed\n.*--accept-code"):
+        open_folder(run, PLAIN)
+    begun(tmp_path / "other")
+    edited(tmp_path / "other", RIGHT)
+    with pytest.raises(ValueError, match=f"the function {RIGHT} has changed"), visit(tmp_path / "other", PLAIN):
+        pass
+
+
+def accepted(run: Path) -> list[dict]:
+    """Restore the run in `run` with code that may have changed; its history afterwards."""
+    folder = open_folder(run, PLAIN, accept_code_change=True)
+    assert folder.restore(abstract(state(0.0))) is not None
+    folder.close()
+    return json.loads((run / "config.json").read_text()).get("history", [])
+
+
+def test_a_run_whose_code_was_changed_goes_on_and_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    sources, digest = objectives.source_digests(PLAIN), objectives.source_digest(PLAIN)
+    folder = open_folder(tmp_path, PLAIN)
+    for step in (1, 2):
+        write(folder, Position(1, step))
+    folder.save(Position(1, 2), state(5.0), {"warm_steps": 0})
+    folder.close()
+    assert accepted(tmp_path) == []  # nothing has changed, nothing is written
+
+    for number, other in enumerate(("second", "third"), start=1):
+        monkeypatch.setattr(objectives, "source_digests", lambda _, text=other: {**sources, RIGHT: text})
+        monkeypatch.setattr(objectives, "source_digest", lambda _, text=other: text)
+        with pytest.raises(ValueError, match=f"the function {RIGHT} has changed"):
+            open_folder(tmp_path, PLAIN)
+        history = accepted(tmp_path)
+        assert len(history) == number
+        was = digest if other == "second" else "second"
+        assert history[-1] == {"phase": "grpo", "step": 2, "functions": [RIGHT], "was": was, "is": other}
+        assert f"goes on with code that has changed: {RIGHT}." in capsys.readouterr().err
+        # From now on this is the code of the run, for those who look at it as well.
+        with visit(tmp_path, PLAIN) as kept:
+            assert kept.restore(abstract(state(0.0))) is not None
+        open_folder(tmp_path, PLAIN).close()
+
+
+def test_accepting_code_accepts_nothing_else(tmp_path: Path):
+    begun(tmp_path / "run")
+    edited(tmp_path / "run", RIGHT)
+    with pytest.raises(ValueError, match="other settings") as refusal:
+        open_folder(tmp_path / "run", OTHER, accept_code_change=True)
+    assert "seed: the run has 0" in str(refusal.value) and "the code of" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_a_journal_that_was_cut_is_noticed(missing: int, tmp_path: Path):
+    folder = open_folder(tmp_path, PLAIN)
+    for step in (1, 2, 3):
+        write(folder, Position(1, step))
+    folder.save(Position(1, 3), state(5.0), {"warm_steps": 0})
+    folder.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[: missing - 1] + lines[missing:]))
+    folder = open_folder(tmp_path, PLAIN)
+    with pytest.raises(DataError, match=f"lacks the lines of 1 of 3 GRPO steps, the first of them step {missing},"):
+        folder.restore(abstract(state(0.0)))
+    folder.close()
+
+
+def test_a_folder_of_a_format_to_come_is_left_alone(tmp_path: Path):
+    path = begun(tmp_path / "run") / "config.json"
+    config = json.loads(path.read_text())
+    assert config["format"] == 1
+    path.write_text(json.dumps({**config, "format": 2}))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"config\.json has format 2, .* allowed are up to 1: update grpo-jax"):
+        open_folder(tmp_path / "run", PLAIN)
+    assert path.read_bytes() == before
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != "format"}))
+    open_folder(tmp_path / "run", PLAIN).close()  # what was written before there was a number
+    assert json.loads(path.read_text())["format"] == 1
+
+
+def test_a_full_disk_is_not_a_wrong_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("grpo_jax.folder.sole_writer", full)
+    with pytest.raises(DataError, match=r"cannot be written: No space left on device\. Free some space"):
+        open_folder(tmp_path / "run", PLAIN)

@@ -1,4 +1,4 @@
-"""Groupings: which rows are compared."""
+"""Groupings: which rows are compared. Their laws are held in `tests/testing`."""
 
 from functools import partial
 
@@ -7,15 +7,23 @@ import numpy as np
 import pytest
 
 from grpo_jax import groups
-from grpo_jax.types import Array, Collected, Prompts, Reward, Rollouts
+from grpo_jax.types import Collected, Prompts, Reward, Rollouts
 
 
-def collected(prompt: list[int], outcome: list[float], valid: list[bool] | None = None) -> Collected:
+def collected(
+    prompt: list[int], outcome: list[float], valid: list[bool] | None = None, category: list[int] | None = None
+) -> Collected:
     rows = len(prompt)
     index = jnp.arange(rows, dtype=jnp.int32)
     zero = jnp.zeros((rows, 2))
     rollouts = Rollouts(
-        prompts=Prompts(tokens=index[:, None], length=jnp.ones_like(index), draw=index, row=index),
+        prompts=Prompts(
+            tokens=index[:, None],
+            length=jnp.ones_like(index),
+            draw=index,
+            row=index,
+            label={"category": jnp.asarray(category or [7] * rows, jnp.int32)},
+        ),
         prompt=jnp.asarray(prompt, jnp.int32),
         sample=index,
         tokens=jnp.zeros((rows, 2), jnp.int32),
@@ -68,6 +76,36 @@ def test_dropping_composes_with_any_grouping_and_passes_its_memory_on():
     assert set(memory) == {"seen"}
     again, _ = groups.drop_tied(given, {}, grouping=partial(groups.drop_tied, grouping=in_pairs))
     np.testing.assert_array_equal(again, labels)
+
+
+def test_rows_whose_prompts_share_a_label_form_a_group_whatever_their_prompt():
+    # Prompts 0 and 2 have label 900, 1 and 3 have 5, 4 has 0: the groups go by their first prompts 0, 1 and 4.
+    given = collected([4, 3, 2, 1, 0, 0], [0.0] * 6, category=[900, 5, 900, 5, 0, 0])
+    labels, memory = groups.by_label(given, {"kept": jnp.ones(())}, name="category")
+    np.testing.assert_array_equal(labels, [4, 1, 0, 1, 0, 0])
+    assert labels.dtype == jnp.int32 and set(memory) == {"kept"}
+
+
+def test_a_row_without_a_prompt_or_a_label_is_compared_with_nothing():
+    given = collected([0, 1, -1, 2, 99], [0.0] * 5, category=[3, -1, 3, 3, 3])
+    np.testing.assert_array_equal(groups.by_label(given, {}, name="category")[0], [0, -1, -1, 0, -1])
+
+
+def test_a_label_that_is_not_there_is_an_error_with_those_that_are():
+    with pytest.raises(
+        ValueError, match=r"by_label.name: got 'level', allowed category, .*Jsonl\(labels=\('level',\)\)"
+    ):
+        groups.by_label(collected([0], [0.0]), {}, name="level")
+    given = collected([0], [0.0])
+    bare = given.rollouts.prompts.replace(label={})
+    with pytest.raises(ValueError, match="got 'category', allowed none"):
+        groups.by_label(given.replace(rollouts=given.rollouts.replace(prompts=bare)), {}, name="category")
+
+
+def test_tied_groups_of_a_label_can_be_dropped_too():
+    given = collected([0, 1, 2, 3], [1.0, 1.0, 0.0, 1.0], category=[2, 2, 1, 1])
+    grouping = partial(groups.by_label, name="category")
+    np.testing.assert_array_equal(groups.drop_tied(given, {}, grouping=grouping)[0], [-1, -1, 2, 2])
 
 
 @pytest.mark.parametrize("name", groups.GROUPINGS)

@@ -28,10 +28,13 @@ STEPS = (
     ("4 testing", ("testing",)),
     (
         "5 runs",
-        tuple("experiment overrides origin folder heldout samples loop finish report alerts display".split()),
+        tuple(
+            "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation loop finish"
+            " report alerts display".split()
+        ),
     ),
     ("5 looking at runs", ("plan", "revisit", "show")),
-    ("6 command line", ("cli", "__main__")),
+    ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}
 

@@ -15,16 +15,16 @@ import orbax.checkpoint as ocp
 import pytest
 
 import grpo_jax
-from grpo_jax import heldout, lifeline, loop
+from grpo_jax import heldout, lifeline, logbook, loop, phases
 from grpo_jax.checkpoint import Checkpoints, abstract, state_digest
 from grpo_jax.compiled import compiled, traces
-from grpo_jax.experiment import Experiment, Train, step_settings, warm_settings
+from grpo_jax.experiment import Experiment, Saving, Train, step_settings, warm_settings
 from grpo_jax.heldout import Judge
-from grpo_jax.loop import workers
-from grpo_jax.train import grpo_step, init_state, start, supervised_step
+from grpo_jax.journal import read
+from grpo_jax.phases import PHASES
+from grpo_jax.train import Stream, init_state, learn_rows, sample_rows, score_rows, start, stream, supervised_step
 from grpo_jax.types import Params, Rollouts, TrainState
-from tests.rewards import odd
-from tests.system.small_run import DATA, PLAIN, VARIANTS
+from tests.system.small_run import PLAIN, VARIANTS
 
 SEED = 3
 
@@ -70,7 +70,7 @@ def restored_params(folder: Path, experiment: Experiment, name: str) -> Params:
 
 def short_loop(experiment: Experiment) -> tuple[TrainState, dict[str, float]]:
     """Warm start, GRPO and an evaluation with public functions and nothing else."""
-    warm, train, data, seed = experiment.warm_start, experiment.train, experiment.data, np.int32(experiment.seed)
+    warm, train, data = experiment.warm_start, experiment.train, experiment.data
     assert warm is not None
     imitate = compiled(supervised_step, donate=("state",), settings=warm_settings(experiment, warm))
     # Placed, as the loop does it, so that both find the same compiled programs.
@@ -80,10 +80,14 @@ def short_loop(experiment: Experiment) -> tuple[TrainState, dict[str, float]]:
         draws = np.arange(step * warm.rows, (step + 1) * warm.rows)
         state, _ = imitate(state, *data.demonstrations(experiment.seed, draws))
     state = place(start(state.params, step_settings(experiment).gradient))
-    improve = compiled(grpo_step, donate=("state",), settings=step_settings(experiment))
+    sample = compiled(sample_rows, model=experiment.model, sampling=experiment.sampling, group_size=train.group_size)
+    score = compiled(score_rows, reward=experiment.reward)
+    learn = compiled(learn_rows, donate=("state",), settings=step_settings(experiment).gradient)
+    keys = [stream(experiment.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
     for step in range(train.steps):
         prompts = data.draw(experiment.seed, np.arange(step * train.prompts, (step + 1) * train.prompts))
-        state, _, _ = improve(state, prompts, seed, reference=None)
+        rollouts = sample(state.params, prompts, keys[0], state.step)
+        state, _, _ = learn(state, rollouts, score(rollouts), keys[1])
     judge = Judge(
         task=data,
         model=experiment.model,
@@ -169,21 +173,48 @@ def test_without_a_warm_start_the_first_evaluation_is_at_step_0(tmp_path: Path):
     assert (first["phase"], first["step"]) == ("grpo", 0) and 0 <= first["accuracy/heldout"] <= 1
 
 
-def test_a_warm_start_that_misses_its_gate_stops_the_run(tmp_path: Path):
-    assert PLAIN.warm_start is not None
-    unreachable = dataclasses.replace(PLAIN, warm_start=dataclasses.replace(PLAIN.warm_start, gate=1.0))
-    with pytest.raises(lifeline.Diverged, match=r"did not reach a sampled accuracy of 1\.0 in 8 steps") as stop:
-        grpo_jax.run(unreachable, tmp_path / "run")
-    assert stop.value.code == 3
-
-
 def test_rewards_that_disagree_stop_the_run_as_data(tmp_path: Path):
     with pytest.raises(lifeline.DataError, match="component 'accuracy' of row") as stop:
         grpo_jax.run(VARIANTS["twins"], tmp_path / "run")
     assert stop.value.code == 5 and "completion" in stop.value.sentence
 
 
-# Faults between the two halves of a step: where the reward is text, sampling and learning are calls of their own.
+def test_a_step_is_written_down_while_the_next_one_is_sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen: list[str] = []
+
+    def noted(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(*args: Any) -> Any:
+            seen.append(what)
+            return function(*args)
+
+        return replaced
+
+    for place, name in ((phases.Phases, "rollout"), (phases.Phases, "learn"), (logbook.Logbook, "step")):
+        monkeypatch.setattr(place, name, noted(name, getattr(place, name)))
+    grpo_jax.run(dataclasses.replace(VARIANTS["cold"], saving=Saving(every=2)), tmp_path / "run")
+    # Steps in pairs: behind the second of each is a checkpoint, whose journals have to be there first.
+    assert seen == ["rollout", "learn", "rollout", "step", "learn", "step"] * 3
+
+
+def test_every_step_says_where_its_seconds_went(plain: tuple[Path, grpo_jax.Summary]):
+    rows = read(plain[0] / "timing.jsonl")
+    assert [(row["phase"], row["step"]) for row in rows] == [
+        (row["phase"], row["step"]) for row in metrics_of(plain[0])
+    ]
+    lengths = {row["step"]: 32 * row["length/mean"] for row in grpo_lines(plain[0])}
+    for row in rows[2:]:
+        assert {"rollout", "reward", "update"} <= row["phases"].keys() <= {*logbook.APART, *PHASES, "rest"}
+        assert ("evaluation" in row["phases"]) == (row["step"] % 2 == 0)
+        assert min(row["phases"].values()) >= 0 and row["memory_bytes"] > 1e7 and row["memory_of"] == "process"
+        assert row["tokens"] == round(lengths[row["step"]])
+        own = sum(seconds for name, seconds in row["phases"].items() if name not in logbook.APART)
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / own)
+    # Laps leave no gap: what the phases took is what passed, but for the writing of the lines themselves.
+    total = sum(sum(row["phases"].values()) for row in rows)
+    assert 0.8 * total < sum(row["seconds"] for row in rows[1:]) + sum(rows[0]["phases"].values()) < 1.25 * total + 0.5
+
+
+# Faults between the phases of a step: each is a compiled function of its own, or Python.
 
 Halves = Callable[..., Any]
 
@@ -195,7 +226,7 @@ def with_halves(monkeypatch: pytest.MonkeyPatch, change: Callable[[Halves], Halv
         call = compiled(function, **bound)
         return change(call) if function.__name__ == half else call
 
-    monkeypatch.setattr(loop, "compiled", replaced)
+    monkeypatch.setattr(phases, "compiled", replaced)
     return VARIANTS["text"]
 
 
@@ -356,19 +387,3 @@ def test_a_termination_signal_ends_the_run_behind_its_step(monkeypatch: pytest.M
     assert stop.value.code == 75
     assert [row["step"] for row in metrics_of(folder)] == [0, 1]
     assert (folder / "checkpoints" / "1").is_dir()
-
-
-def test_imitation_draws_its_demonstrations_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # The blocks in which they are drawn are seen by nobody: block 20 or 3, the same steps.
-    monkeypatch.setattr(loop, "BLOCK", 3)
-    summary = grpo_jax.run(dataclasses.replace(PLAIN, train=dataclasses.replace(PLAIN.train, steps=0)), tmp_path / "a")
-    monkeypatch.setattr(loop, "BLOCK", 20)
-    again = grpo_jax.run(dataclasses.replace(PLAIN, train=dataclasses.replace(PLAIN.train, steps=0)), tmp_path / "b")
-    assert summary.state_digest == again.state_digest
-
-
-def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
-    with workers(dataclasses.replace(PLAIN, text_rewards=DATA.text_rewards())) as pool:
-        assert pool is None
-    with workers(dataclasses.replace(PLAIN, text_rewards={"own": (odd.length, 1.0)}, warm_start=None)) as pool:
-        assert pool is not None

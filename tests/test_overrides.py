@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
 import pytest
 
-from grpo_jax.overrides import override
+from grpo_jax.overrides import override, repeated
 from tests.system.small_run import PLAIN
 
 
@@ -23,6 +23,10 @@ def term(x: float, *, low: float = 0.2, high: float | None = None, rounds: int =
 
 def untyped(x, *, rate=0.5):
     return x * rate
+
+
+def plain(x):
+    return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Outer:
     pairs: tuple[tuple[int, float], ...] = ((1, 0.5),)
     parts: tuple[Part, ...] = (Part("first", 1.0), Part("second", 2.0))
     function: partial = partial(term, low=0.1)
+    bare: Callable = term
+    plain: Callable = plain
     loose: partial = partial(untyped, rate=0.25)
     mesh: Mapping[str, int] | None = None
     weights: Mapping[str, tuple[partial, float]] = dataclasses.field(
@@ -103,6 +109,11 @@ def test_a_mapping_is_reached_by_its_keys():
     assert (function.keywords, weight) == ({"low": 0.5}, 2.0)
 
 
+def test_a_function_that_is_not_bound_yet_has_its_keywords_as_settings():
+    changed = override(Outer(), ["bare.low=0.5", "bare.high=2"])
+    assert changed.bare.func is term and changed.bare.keywords == {"low": 0.5, "high": 2.0}
+
+
 def test_nothing_else_changes():
     before = Outer()
     assert dataclasses.replace(override(before, ["inner.size=12"]), inner=Inner()) == before
@@ -118,7 +129,9 @@ def test_settings_that_only_fit_together_change_together_in_any_order():
 
 
 def test_the_later_of_two_values_counts():
-    assert override(Outer(), ["inner.size=4", "inner.size=16"]).inner.size == 16
+    assignments = ["inner.size=4", "name=x", " inner.size = 16"]
+    assert override(Outer(), assignments).inner.size == 16
+    assert repeated(assignments) == {"inner.size": ["4", "16"]} and repeated(assignments[:2]) == {}
 
 
 REFUSED = [
@@ -135,18 +148,36 @@ REFUSED = [
     ("inner.rate=nan", "got 'nan', allowed is a value of type float"),
     ("inner.on=maybe", "got 'maybe', allowed is a value of type bool"),
     ("inner.kind=cosin", "got 'cosin', allowed linear, cosine: write for instance cosine"),
-    ("inner.width=wide", "got 'wide', allowed is a value of type int"),
-    ("inner=8", "got '8', but this setting holds Inner.*which no text can give"),
+    ("inner.width=wide", "got 'wide', allowed is a value of type int or None"),
+    (
+        "inner=8",
+        "got '8', but this setting holds a Inner of size, rate, kind, width, on, which no text can give: set a part of"
+        " it, inner.size",
+    ),
+    ("parts=3", "which no text can give: set a part of it, parts.name"),
+    ("parts.0.wieght=3", "got 'wieght', allowed name, weight: did you mean parts.0.weight? It is now 1.0"),
+    ("stop=", "got nothing, allowed is at least (): write stop=() for none"),
+    ("mesh=", "got nothing, allowed is at least {}: write mesh={} for none"),
+    ("inner.size=1__0", "got '1__0', allowed is a value of type int"),
+    ("inner.size=1e3", "inner.size=1000"),
+    ("inner.size=12.0", "write for instance inner.size=12"),
+    ("bare.low=x", "got 'x', allowed is a value of type float: write for instance bare.low=0.2"),
+    ("bare.x=1", "got 'x', allowed high, low, rounds"),
+    ("plain.x=1", "got 'x', allowed nothing"),
+    ("plain=other", "holds the function plain, which no text can give: change it in the experiment's file"),
     ("shares=1,2", "got 2 values, allowed are 3"),
     ("shares.3=1", "got '3', allowed 0, 1, 2"),
     ("stop=1,x", "got 'x', allowed is a value of type int"),
     ("pairs=(1, 2", "allowed are brackets in pairs"),
     ("pairs=(1, 2, 3), (4, 5)", "got 3 values, allowed are 2"),
-    ("function=term", "which no text can give: change it in the experiment's file"),
+    (
+        "function=term",
+        "holds the function term with low, high, rounds, which no text can give: set a part of it, function.low",
+    ),
     ("function.lo=0.1", "got 'lo', allowed high, low, rounds: did you mean function.low?"),
     ("function.x=0.1", "got 'x', allowed high, low, rounds"),
     ("mesh=data", "allowed is name:value,name:value"),
-    ("mesh=data:two", "got 'two', allowed is a value of type int"),
+    ("mesh=data:two", "got 'two' for data, allowed is a value of type int: write for instance mesh=data:2"),
     ("weights.format.1=2", "got 'format', allowed accuracy"),
 ]
 
@@ -169,7 +200,7 @@ def test_an_experiment_is_changed_in_every_corner():
     changed = override(
         PLAIN,
         [
-            "train.prompts=9",
+            "train.prompts=12",
             "train.minibatches=3",
             "data.styles=0.2,0.3,0.5",
             "sampling.temperature=0.7",
@@ -182,7 +213,7 @@ def test_an_experiment_is_changed_in_every_corner():
             "evaluation.full_prompts=None",
         ],
     )
-    assert (changed.train.prompts, changed.train.minibatches) == (9, 3)
+    assert (changed.train.prompts, changed.train.minibatches) == (12, 3)
     assert changed.data.styles == (0.2, 0.3, 0.5)
     assert (changed.sampling.temperature, changed.sampling.stop) == (0.7, (3, 4))
     assert changed.warm_start.optimizer.learning_rate == 0.1
@@ -201,7 +232,12 @@ def test_an_experiment_is_changed_in_every_corner():
         ("train.prompts=9", "the nearest valid numbers are 8 and 10"),
         ("model.vocab=3", "allowed 20, the tokenizer's"),
         ("warm_start.gate=50", "allowed 0 to 1"),
-        ("recipe=dapo", "which no text can give"),
+        ("recipe=dapo", "which no text can give: set a part of it, recipe.parts"),
+        # What is no number is told the range in which its own constructor wants it.
+        ("train.steps=many", "got 'many', allowed is a value of type int, >= 0: write for instance train.steps=6"),
+        ("sampling.top_p=x", "a value of type float, 0 < top_p <= 1, where 1 cuts nothing: write for instance"),
+        ("optimizer.learning_rate=nan", "got 'nan', allowed is a value of type float, > 0: write for instance"),
+        ("warm_start.gate=", "got '', allowed is a value of type float, 0 to 1"),
     ],
 )
 def test_an_experiment_refuses_in_words(assignment: str, sentence: str):

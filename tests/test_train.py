@@ -57,21 +57,16 @@ def test_sampler_and_trainer_have_one_temperature():
         dataclasses.replace(STEP, sampling=STEP.sampling.replace(temperature=1.1))
 
 
-def test_a_whole_step_needs_a_reward_on_tokens():
-    with pytest.raises(ValueError, match="give the experiment a token reward"):
-        train.grpo_step(tiny.begin(), ASKED, jnp.int32(0), settings=dataclasses.replace(STEP, reward=None))
-
-
 # Phases
 
 
 def test_a_recipe_with_a_penalty_needs_a_reference():
-    with pytest.raises(ValueError, match=r"reference: got None.*KL term"):
-        train.collect(ROLLOUTS, REWARD, settings=tiny.settings(objectives.grpo()))
+    with pytest.raises(ValueError, match=r"logp_ref: got None.*KL term"):
+        train.collect(ROLLOUTS, REWARD, recipe=objectives.grpo())
 
 
-def test_a_recipe_without_a_penalty_computes_no_reference():
-    collected = train.collect(ROLLOUTS, REWARD, settings=tiny.settings(PLAIN), reference=REFERENCE)
+def test_a_recipe_without_a_penalty_has_no_reference():
+    collected = train.collect(ROLLOUTS, REWARD, jnp.asarray(ROLLOUTS.logp), recipe=PLAIN)
     assert collected.logp_ref is None
     np.testing.assert_array_equal(collected.logp_old, ROLLOUTS.logp_full)
 
@@ -120,9 +115,11 @@ def own_step(state: TrainState, prompts: Prompts, seed: Array, reference: Params
     """The step as an experiment with an order of its own would write it."""
     change = STEP.gradient
     key = train.stream(seed, Stream.ROLLOUT)
-    rollouts = train.sample_rows(state.params, prompts, key, state.step, settings=STEP)
+    shape = {"model": MODEL, "group_size": G}
+    rollouts = train.sample_rows(state.params, prompts, key, state.step, sampling=STEP.sampling, **shape)
     reward = tiny.even_tokens(rollouts)
-    collected = train.collect(rollouts, reward, settings=change, reference=reference)
+    logp_ref = train.reference_rows(reference, rollouts, temperature=change.temperature, **shape)
+    collected = train.collect(rollouts, reward, logp_ref, recipe=change.recipe)
     labels, memory = train.label(collected, {}, change.recipe)
     values, memory = train.advantage(collected, labels, memory, change.recipe)
     batch = train.make_batch(collected, labels, values, change.recipe)

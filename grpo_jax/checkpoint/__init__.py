@@ -8,7 +8,9 @@ checkpoint is used; when checkpoints exist and none is good the run stops instea
 """
 
 from grpo_jax.checkpoint.digests import leaf_digests, state_digest
-from grpo_jax.checkpoint.store import CheckpointError, Checkpoints, Restored, abstract, identity_difference
+from grpo_jax.checkpoint.identity import identity_difference
+from grpo_jax.checkpoint.retention import ranked
+from grpo_jax.checkpoint.store import CheckpointError, Checkpoints, Restored, abstract
 
 __all__ = [
     "CheckpointError",
@@ -17,5 +19,6 @@ __all__ = [
     "abstract",
     "identity_difference",
     "leaf_digests",
+    "ranked",
     "state_digest",
 ]

@@ -3,10 +3,8 @@
 import dataclasses
 import functools
 import json
-import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from grpo_jax.checkpoint.digests import layout, leaf_digests, sha256
+from grpo_jax.checkpoint.identity import check_identity, checked_meta, identity_difference
+from grpo_jax.checkpoint.quiet import quiet_storage
+from grpo_jax.checkpoint.retention import Retention
 from grpo_jax.lifeline import DataError, say
 from grpo_jax.types import TrainState
 
 ITEMS = ("params", "train", "meta")
 _STEP = re.compile(r"\d+")
 _QUARANTINED = re.compile(r"\d+\.bad(\.\d+)?")
-_STORAGE = f"{os.sep}orbax{os.sep}"
 _COMMIT = "commit_success.txt"
 
 
@@ -46,33 +45,11 @@ class Restored:
     meta: dict
 
 
-# Who wrote it
-
-
-def _differences(saved: Mapping, current: Mapping) -> list[str]:
-    names = sorted(set(saved) | set(current))
-    return [n for n in names if n not in saved or n not in current or saved[n] != current[n]]
-
-
-def identity_difference(saved: Mapping, current: Mapping) -> str:
-    """The entries in which two identities differ, in words; empty when they agree."""
-    absent = "absent"
-    return "; ".join(
-        f"{name} was {saved.get(name, absent)} and is {current.get(name, absent)}"
-        for name in _differences(saved, current)
-    )
-
-
-def _check_identity(index: int, saved: Mapping, current: Mapping, accept: Collection[str]) -> None:
-    refused = [name for name in _differences(saved, current) if name not in accept]
-    if refused:
-        words = identity_difference(
-            {n: saved[n] for n in refused if n in saved}, {n: current[n] for n in refused if n in current}
-        )
-        raise ValueError(
-            f"Checkpoint {index} belongs to another run: {words}. Resume with what it was written with, "
-            "use another run folder, or start afresh."
-        )
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    index: int
+    items: dict[str, Any]
+    record: dict
 
 
 # The train state as items
@@ -99,38 +76,6 @@ def _target(x: Any, *, free: Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if placed else free)
 
 
-def _checked_meta(meta: dict) -> dict:
-    try:
-        same = json.loads(json.dumps(meta, allow_nan=False)) == meta
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"meta of a checkpoint has to be plain JSON: {error}.") from None
-    if not same:
-        raise ValueError("meta of a checkpoint has to come back from JSON as it was: no tuples, no keys but strings.")
-    return meta
-
-
-def _not_storage(record: logging.LogRecord) -> bool:
-    return _STORAGE not in record.pathname and _STORAGE not in record.getMessage()
-
-
-def _unraisable(before: Callable[[Any], object], unraisable: Any) -> None:
-    code = getattr(unraisable.object, "cr_code", None)
-    left = str(unraisable.exc_value) == "Event loop is closed" or (code and _STORAGE in code.co_filename)
-    if not left:
-        before(unraisable)
-
-
-def _quiet_storage() -> None:
-    """Keeps the log and the pages of complaints of storage off the terminal: what matters is raised, in a sentence.
-
-    A failed read leaves reads of other arrays behind, which complain whenever they happen to be collected.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_not_storage)
-    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
-        sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
-
-
 def _everywhere(ok: bool) -> bool:
     """True where every process says so; a barrier too."""
     if jax.process_count() == 1:
@@ -146,7 +91,8 @@ class Checkpoints:
       identity: what a checkpoint has to agree in to be resumed from: digest of the configuration, versions. JSON.
       keep_last: newest checkpoints kept, at least 1.
       keep_every: checkpoints whose index is a multiple are kept for ever; None for none.
-      warn: called with a sentence for every checkpoint put aside.
+      warn: called with a sentence for every checkpoint put aside, or passed over where nothing may be written.
+      read_only: only look: nothing is written, renamed or deleted, and `save` is refused.
 
     Every process of a run makes the same calls.
     """
@@ -159,48 +105,59 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every: int | None = None,
         warn: Callable[[str], object] = say,
+        read_only: bool = False,
     ):
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep_last and keep_every are counts from 1, got {keep_last} and {keep_every}.")
         self._directory = Path(directory).absolute()
-        self._identity = _checked_meta(identity)
-        self._warn = warn
+        self._identity = checked_meta(identity)
+        self._warn, self._read_only = warn, read_only
         self._newest: int | None = None
-        milestones = [] if keep_every is None else [preservation_policy.EveryNSteps(keep_every)]
-        self._keep = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep_last), *milestones])
+        self._retention = Retention(last=keep_last, every=keep_every)
         self._opened: ocp.CheckpointManager | None = None
-        _quiet_storage()
+        self._reader: ocp.Checkpointer | None = None
+        quiet_storage()
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         # Opened late: it reads every folder, so those that are empty or uncommitted have to be put aside before.
         if self._opened is None:
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+                preservation_policy=self._retention, enable_async_checkpointing=True, cleanup_tmp_directories=True
             )
             self._opened = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
         return self._opened
 
-    def save(self, index: int, state: TrainState, meta: dict) -> None:
+    def save(
+        self, index: int, state: TrainState, meta: dict, *, best: Collection[int] = (), passing: bool = False
+    ) -> None:
         """Saves in the background; on return the arrays have been copied off the device and may be donated.
 
-        Saving the newest index once more does nothing: it is the same state.
+        Saving the newest index once more does nothing: it is the same state. `best` are the indices that stay beside
+        the last ones, from now on; a `passing` checkpoint is one that `Retention` lets go with the next. Older ones are
+        deleted when this one is committed.
 
         Raises:
           CheckpointError: this save, or the one before it in the background, failed.
-          ValueError: `index` is older than the newest checkpoint, or `meta` is not JSON.
+          ValueError: `index` is older than the newest checkpoint, `meta` is not JSON, or they were opened to be read.
         """
+        if self._read_only:
+            raise ValueError(f"Checkpoint {index} cannot be saved: {self._directory} was opened to be read.")
         self.wait()
         if index == self._newest:
             return
         if self._newest is not None and index < self._newest:
             raise ValueError(f"Checkpoint {index} is older than the newest, {self._newest}: indices only grow.")
         items = _split(state)
+        self._retention.best = frozenset(best)
+        if passing:
+            self._retention.passing |= {index}
         record = {
             "identity": self._identity,
+            "retention": {"best": sorted(best), "passing": sorted(self._retention.passing)},
             "digests": leaf_digests(items),
             "layout": layout(items),
-            "meta": _checked_meta(meta),
+            "meta": checked_meta(meta),
         }
         record = json.loads(json.dumps(record))
         args = ocp.args.Composite(
@@ -231,6 +188,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, then frees the threads. Raises CheckpointError as `wait` does, after freeing them."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self._opened is None:
             return
         try:
@@ -249,28 +209,67 @@ class Checkpoints:
             "Free space or make the folder writable, then run the same command again."
         )
 
-    def restore(self, abstract_state: TrainState, *, accept: Collection[str] = ()) -> Restored | None:
+    def restore(
+        self, abstract_state: TrainState, *, accept: Collection[str] = (), index: int | None = None
+    ) -> Restored | None:
         """The newest checkpoint that proves to be what was saved; None where nothing was ever saved.
 
         Args:
           abstract_state: `abstract` of a state: shapes, dtypes and shardings wanted. The mesh may be another one.
           accept: names in the identity that may differ.
+          index: this one and no other; None for the newest good one, behind which saving goes on.
 
         Raises:
           ValueError: the checkpoint is whole and belongs to another identity or to other shapes or dtypes.
-          CheckpointError: checkpoints exist and none is good, or the folder cannot be read.
+          CheckpointError: checkpoints exist and none is good, that of `index` is not, or the folder cannot be read.
         """
-        found = self._newest_good(_split(abstract(abstract_state)), accept)
+        target = _split(abstract(abstract_state))
+        found = self._newest_good(target, accept) if index is None else self._one(index, target, accept)
         if found is None:
             return None
-        index, items, meta = found
-        self._newest = index
-        return Restored(index, TrainState(params=items["params"], **items["train"]), meta)
+        items = found.items
+        if index is None:
+            self._newest = found.index
+            self._tidy(found)
+        return Restored(found.index, TrainState(params=items["params"], **items["train"]), found.record["meta"])
+
+    def notes(self) -> dict[int, dict]:
+        """Index -> the `meta` of every checkpoint whose description is intact, newest first; no array is read."""
+        found = {}
+        for index in self._steps()[0]:
+            if not self._missing(index):
+                try:
+                    found[index] = self._record(index)["meta"]
+                except _Damaged:
+                    continue
+        return found
+
+    def _one(self, index: int, target: dict, accept: Collection[str] | None) -> "_Found":
+        try:
+            missing = self._missing(index)
+            if not _everywhere(not missing):
+                raise _Damaged(missing or "another process does not have all of it")
+            return self._good(index, target, accept)
+        except _Damaged as error:
+            raise CheckpointError(
+                f"Checkpoint {index} in {self._directory} is damaged: {error}. Choose another one."
+            ) from None
+
+    def _tidy(self, found: "_Found") -> None:
+        """Delete what the save of the checkpoint that was restored had no time to delete: that one is verified now."""
+        kept = found.record.get("retention", {"best": (), "passing": ()})
+        self._retention.best, self._retention.passing = frozenset(kept["best"]), frozenset(kept["passing"])
+        steps = [] if self._read_only else [index for index in self._steps()[0] if index <= found.index]
+        for index in sorted(set(steps) - self._retention.kept(steps)):
+            try:
+                self._manager.delete(index)
+            except OSError as error:
+                raise CheckpointError(f"Checkpoint {index} in {self._directory} cannot be deleted: {error}.") from error
 
     def restore_params(self, abstract_params: Any) -> Any | None:
         """The parameters alone of the newest good checkpoint, verified, whoever wrote it; None as in `restore`."""
         found = self._newest_good({"params": abstract(abstract_params)}, None)
-        return None if found is None else found[1]["params"]
+        return None if found is None else found.items["params"]
 
     def _steps(self) -> tuple[list[int], bool]:
         """Indices of step folders, newest first, and whether any has been put aside."""
@@ -283,18 +282,18 @@ class Checkpoints:
         steps = sorted((int(name) for name in names if _STEP.fullmatch(name)), reverse=True)
         return steps, any(_QUARANTINED.fullmatch(name) for name in names)
 
-    def _newest_good(self, target: dict, accept: Collection[str] | None) -> tuple[int, dict, dict] | None:
+    def _newest_good(self, target: dict, accept: Collection[str] | None) -> "_Found | None":
         steps, bad = self._steps()
+        whole = []
         for index in steps:
-            self._check_whole(index)
-        for index in self._steps()[0]:
-            damage = ""
+            missing = self._missing(index)
+            if _everywhere(not missing):
+                whole.append(index)
+            else:
+                self._put_aside(index, missing)
+        for index in whole:
             try:
-                record = self._record(index)
-                if accept is not None:
-                    _check_identity(index, record["identity"], self._identity, accept)
-                self._check_layout(index, record["layout"], target)
-                return index, self._verified(index, record, target), record["meta"]
+                return self._good(index, target, accept)
             except _Damaged as error:
                 damage = str(error)
             self._put_aside(index, damage)
@@ -305,12 +304,19 @@ class Checkpoints:
             )
         return None
 
-    def _check_whole(self, index: int) -> None:
+    def _missing(self, index: int) -> str:
+        """What of a checkpoint is not there, in words; empty where it was completed."""
         folder = self._directory / str(index)
         needed = [folder / _COMMIT, *(folder / item / _COMMIT for item in ITEMS)]
-        missing = [path for path in needed if not path.is_file()]
-        if not _everywhere(not missing):
-            self._put_aside(index, f"{', '.join(str(p.relative_to(folder)) for p in missing)} missing: never completed")
+        missing = [str(path.relative_to(folder)) for path in needed if not path.is_file()]
+        return f"{', '.join(missing)} missing: never completed" if missing else ""
+
+    def _good(self, index: int, target: dict, accept: Collection[str] | None) -> "_Found":
+        record = self._record(index)
+        if accept is not None:
+            check_identity(index, record["identity"], self._identity, accept)
+        self._check_layout(index, record["layout"], target)
+        return _Found(index, self._verified(index, record, target), record)
 
     def _record(self, index: int) -> dict:
         record = self._read(index, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -322,7 +328,9 @@ class Checkpoints:
     def _read(self, index: int, args: Any) -> Any:
         result, damage = None, ""
         try:
-            result = self._manager.restore(index, args=args)
+            if self._reader is None:
+                self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(*ITEMS))
+            result = self._reader.restore(self._directory / str(index), args=args)
         except (PermissionError, MemoryError) as error:
             raise CheckpointError(f"Checkpoint {index} in {self._directory} cannot be read: {error}.") from error
         except Exception as error:  # storage raises whatever type the damage leads to
@@ -357,6 +365,9 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(target), jax.tree.leaves(items))
 
     def _put_aside(self, index: int, why: str) -> None:
+        if self._read_only:
+            self._warn(f"Checkpoint {index} is damaged ({why}); using the next older one.")
+            return
         folder = self._directory / str(index)
         if jax.process_index() == 0:
             bad = self._directory / f"{index}.bad"

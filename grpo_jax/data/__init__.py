@@ -1,7 +1,8 @@
 """Tasks: where prompts, right answers and demonstrations come from. The prompt of draw k is a function of (seed, k)."""
 
+from grpo_jax.data.addition import Addition
 from grpo_jax.data.chain import Chain
 from grpo_jax.data.jsonl import Jsonl
 from grpo_jax.data.tasks import Demonstrations, Task, assert_disjoint, records
 
-__all__ = ["Chain", "Demonstrations", "Jsonl", "Task", "assert_disjoint", "records"]
+__all__ = ["Addition", "Chain", "Demonstrations", "Jsonl", "Task", "assert_disjoint", "records"]

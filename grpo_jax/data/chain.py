@@ -17,26 +17,21 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from grpo_jax.data.counter import below, hashed, row_hash, text_hash, unit
+from grpo_jax.data.counter import below, hashed, unit
+from grpo_jax.data.generated import ARITHMETIC, ATTEMPTS, Generated, tagged, token_reward, written
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
-from grpo_jax.rewards import text, tokens
+from grpo_jax.rewards import text
 from grpo_jax.text import CharacterTokenizer
 from grpo_jax.types import Prompts
 
 OPERATORS = "+-*"
-HELDOUT_SHARE = 16
-"""One problem in this many is held out: those whose hash is a multiple of it."""
-_TOKENIZER = CharacterTokenizer("0123456789+-*=")
-_ATTEMPTS = 4096
-_CHUNK = 4096
-_MOST = 1 << 20
 _NUMBERS, _OPERATORS, _COUNT = range(3)
-_STYLE, _DROP, _TAG = range(_ATTEMPTS, _ATTEMPTS + 3)  # hashed where attempts are, so numbered behind them
+_STYLE, _DROP, _TAG = range(ATTEMPTS, ATTEMPTS + 3)  # hashed where attempts are, so numbered behind them
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Settings of the task. `Prompts.row` equals `Prompts.draw`: a generated problem has no line of a file."""
+class Chain(Generated):
+    """Settings of the task."""
 
     operands: int = 6
     """Numbers in a problem."""
@@ -56,19 +51,16 @@ class Chain:
     def __post_init__(self) -> None:
         _check(self)
 
+    larger = "take more operands or a larger modulus"
+
     @property
     def tokenizer(self) -> CharacterTokenizer:
-        return _TOKENIZER
+        return ARITHMETIC
 
     @property
     def digits(self) -> int:
         """Characters of a number."""
         return len(str(self.modulus - 1))
-
-    @property
-    def digest(self) -> str:
-        """Empty: there is no data beyond the settings."""
-        return ""
 
     @property
     def prompt_width(self) -> int:
@@ -86,66 +78,23 @@ class Chain:
     def _operator_ids(self) -> np.ndarray:
         return np.array(self.tokenizer.encode(self.operators), np.int64)
 
-    def draw(self, seed: int, draws: np.ndarray, split: str = "train") -> Prompts:
-        """The problems of these draws; one outside the class of its split is drawn again, as often as it takes."""
-        numbers = check_draws(draws, split)
-        rows, length, _, _, _ = self._problems(seed, numbers, split == "heldout")
-        return numpy_prompts(rows, length, numbers, numbers)
-
-    def heldout(self, count: int | None, name: str = "heldout") -> Prompts:
-        """The first `count` distinct held-out problems in the stream that `name` seeds; `draw` says which draws."""
-        if count is None or count < 1:
-            raise ValueError(f"count: got {count}; allowed is 1 or more")
-        if count > _MOST:
-            raise ValueError(f"count: got {count}; allowed are 1 to {_MOST}; ask for fewer held-out problems")
-        seed = text_hash(name)
-        found: dict[bytes, int] = {}
-        start = quiet_since = 0
-        while len(found) < count:
-            if start - quiet_since > 8 * len(found) + _CHUNK:
-                raise ValueError(
-                    f"count: got {count}; allowed are 1 to {len(found)}, all held-out problems of {self}; ask for"
-                    " fewer, or take more operands or a larger modulus"
-                )
-            numbers = np.arange(start, start + min(_CHUNK, max(64, 2 * count)), dtype=np.int64)
-            start = int(numbers[-1]) + 1
-            before = len(found)
-            for number, row in zip(numbers, self._problems(seed, numbers, True)[0], strict=True):
-                found.setdefault(row.tobytes(), int(number))
-            quiet_since = start if len(found) > before else quiet_since
-        chosen = np.fromiter(found.values(), np.int64, len(found))[:count]
-        return self.draw(seed, chosen, "heldout")
-
-    def is_heldout(self, prompts: Prompts) -> np.ndarray:
-        """bool[P]: a class is a hash of the problem alone, the same for every seed."""
-        rows, length = np.asarray(prompts.tokens), np.asarray(prompts.length)
-        return _in_class(rows, length)
-
     def demonstrations(self, seed: int, draws: np.ndarray) -> Demonstrations:
         """Training problems with completions of mixed quality (`styles`, `dropped_tag`); every answer is right."""
         numbers = check_draws(draws, "train")
-        rows, length, values, operators, count = self._problems(seed, numbers, False)
+        rows, length, values, operators, count = self.problems(seed, numbers, False)
         running = self._running(values, operators)
         last = np.take_along_axis(running, count[:, None] - 2, axis=1)
-        special, digits = self.tokenizer.special, self.digits
+        digits = self.digits
         chance = unit(hashed(seed, numbers, _STYLE))
         full, half = chance >= self.styles[0] + self.styles[1], chance >= self.styles[0]
         step = np.arange(self.operands - 1)[None, :]
         shown = (step < count[:, None] - 1) & (full[:, None] | (half[:, None] & (step % 2 == 1)))
         drop = np.where(unit(hashed(seed, numbers, _DROP)) < self.dropped_tag, below(hashed(seed, numbers, _TAG), 3), 3)
-        kept = drop[:, None] != np.arange(3)[None, :]
-        column = np.ones((len(numbers), 1), np.int64)
-        pieces = [
-            (_written(running, digits), np.repeat(shown, digits, axis=1)),
-            (column * special["</think>"], kept[:, 0:1]),
-            (column * special["<answer>"], kept[:, 1:2]),
-            (_written(last, digits), np.ones((len(numbers), digits), bool)),
-            (column * special["</answer>"], kept[:, 2:3]),
-            (column * self.tokenizer.eos, column > 0),
-        ]
-        ids = np.concatenate([piece for piece, _ in pieces], axis=1)
-        keep = np.concatenate([mask for _, mask in pieces], axis=1)
-        return Demonstrations(numpy_prompts(rows, length, numbers, numbers), *self._packed(ids, keep))
+        thought = written(running, digits), np.repeat(shown, digits, axis=1)
+        pieces = tagged(self.tokenizer, thought, written(last, digits), drop)
+        return Demonstrations(
+            numpy_prompts(rows, length, numbers, numbers), *self.packed(pieces, self.completion_width)
+        )
 
     def read_prompt(self, text: str) -> tuple[list[int], int | None]:
         """Ids of a problem, typed with or without its end ``=<think>``; every answer is known, whatever the row."""
@@ -165,10 +114,6 @@ class Chain:
             )
         return ids, 0
 
-    def prompt_text(self, prompts: Prompts, index: int) -> str:
-        length = int(prompts.length[index])
-        return self.tokenizer.decode(np.asarray(prompts.tokens)[index, :length].tolist())
-
     def answers(self, prompts: Prompts) -> list[str]:
         """Computed from the text of each prompt in Python integers."""
         return [self._answer(self.prompt_text(prompts, index)) for index in range(len(prompts.length))]
@@ -178,55 +123,13 @@ class Chain:
 
     def reward(self, *, format_weight: float = 0.2) -> partial:
         """The token reward ``(Rollouts) -> Reward``: 1 for the right answer plus `format_weight` for the format."""
-        special = self.tokenizer.special
-        (zero,) = self.tokenizer.encode("0")
-        plus, minus, times, equals = self.tokenizer.encode("+-*=")
-        expected = partial(
-            tokens.chain_answer,
-            zero=zero,
-            plus=plus,
-            minus=minus,
-            times=times,
-            equals=equals,
-            modulus=self.modulus,
-            digits=self.digits,
-        )
-        accuracy = partial(
-            tokens.accuracy, expected=expected, open_id=special["<answer>"], close_id=special["</answer>"]
-        )
-        r1_format = partial(
-            tokens.format_reward,
-            think_open=special["<think>"],
-            think_close=special["</think>"],
-            answer_open=special["<answer>"],
-            answer_close=special["</answer>"],
-            eos=self.tokenizer.eos,
-        )
-        return partial(tokens.combine, rewards=(("accuracy", accuracy, 1.0), ("format", r1_format, format_weight)))
+        return token_reward(self.tokenizer, modulus=self.modulus, digits=self.digits, format_weight=format_weight)
 
     def text_rewards(self, *, format_weight: float = 0.2) -> text.TextRewards:
         """The twins on text of `reward`: name -> (function, weight)."""
         return {"accuracy": (partial(text.accuracy, match="exact"), 1.0), "format": (text.r1_format, format_weight)}
 
-    def _problems(self, seed: int, numbers: np.ndarray, heldout: bool) -> tuple[np.ndarray, ...]:
-        """Tokens, lengths, numbers, operator ids and operand counts, each problem in the wanted class."""
-        arrays = self._candidates(seed, numbers, 0)
-        pending = np.flatnonzero(_in_class(arrays[0], arrays[1]) != heldout)
-        attempt = 1
-        while pending.size:
-            if attempt == _ATTEMPTS:
-                raise ValueError(
-                    f"{self}: no {'held-out' if heldout else 'training'} problem in {_ATTEMPTS} attempts; the task is"
-                    " too small to be split; take more operands or a larger modulus"
-                )
-            again = self._candidates(seed, numbers[pending], attempt)
-            for array, part in zip(arrays, again, strict=True):
-                array[pending] = part
-            pending = pending[_in_class(again[0], again[1]) != heldout]
-            attempt += 1
-        return arrays
-
-    def _candidates(self, seed: int, numbers: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
+    def candidates(self, seed: int, numbers: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
         """Problems of one attempt, of either class: tokens, length, values, operators, count."""
         most, digits = self.operands, self.digits
         fewest = most if self.fewest is None else self.fewest
@@ -236,7 +139,7 @@ class Chain:
         chosen = self._operator_ids[below(hashed(key, _OPERATORS, place), len(self.operators))]
         count = fewest + below(hashed(key, _COUNT)[:, 0], most - fewest + 1)
         body = np.empty((len(numbers), most, digits + 1), np.int64)
-        body[:, :, :digits] = _written(values, digits).reshape(len(numbers), most, digits)
+        body[:, :, :digits] = written(values, digits).reshape(len(numbers), most, digits)
         body[:, :, digits] = chosen
         rows = np.full((len(numbers), self.prompt_width), self.tokenizer.pad, np.int32)
         rows[:, :-1] = body.reshape(len(numbers), -1)
@@ -259,15 +162,6 @@ class Chain:
             out[:, index] = value
         return out
 
-    def _packed(self, ids: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The kept ids of each row moved to its front: i32[n, completion_width] and the lengths i32[n]."""
-        order = np.argsort(~keep, axis=1, kind="stable")
-        length = keep.sum(axis=1)
-        packed = np.full((len(ids), self.completion_width), self.tokenizer.pad, np.int32)
-        packed[:, : ids.shape[1]] = np.take_along_axis(ids, order, axis=1)
-        packed[np.arange(self.completion_width)[None, :] >= length[:, None]] = self.tokenizer.pad
-        return packed, length.astype(np.int32)
-
     def _answer(self, prompt: str) -> str:
         expression = prompt.partition("=")[0]
         value, operator, number = 0, "+", ""
@@ -279,17 +173,6 @@ class Chain:
             value = {"+": value + operand, "-": value - operand, "*": value * operand}[operator] % self.modulus
             operator, number = character, ""
         return f"{value:0{self.digits}d}"
-
-
-def _in_class(rows: np.ndarray, length: np.ndarray) -> np.ndarray:
-    column = np.arange(rows.shape[1])[None, :]
-    return row_hash(np.where(column < length[:, None], rows, -1)) % np.uint64(HELDOUT_SHARE) == 0
-
-
-def _written(values: np.ndarray, digits: int) -> np.ndarray:
-    """i64[n, m * digits], the decimal digits of i64[n, m]; the id of a digit in the alphabet is its value."""
-    power = np.array([10**p for p in range(digits - 1, -1, -1)], np.int64)
-    return (values[:, :, None] // power % 10).reshape(len(values), -1)
 
 
 def _check(task: Chain) -> None:

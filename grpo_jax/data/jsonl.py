@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from grpo_jax.data.counter import permuted, text_hash
-from grpo_jax.data.lines import Line, read_lines
+from grpo_jax.data.lines import Line, label_codes, read_lines
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
+from grpo_jax.lifeline import BadData
 from grpo_jax.rewards import text
 from grpo_jax.text import ByteTokenizer, check_template, fill
 from grpo_jax.types import Prompts
@@ -43,11 +44,14 @@ class Jsonl:
     """A second file to hold out instead; none of its prompts may be in `path`."""
     prompt: str = "{prompt}\n<think>"
     completion: str = "{solution}</think><answer>{answer}</answer>"
+    labels: tuple[str, ...] = ()
+    """Keys of the lines that become `Prompts.label`, each the place of its value among the sorted ones of the file."""
 
     def __post_init__(self) -> None:
         self._check_settings()
         self._check_lengths()
         self._check_split()
+        self._check_labels()
 
     @property
     def tokenizer(self) -> ByteTokenizer:
@@ -140,6 +144,11 @@ class Jsonl:
         return np.array([text_hash(line.prompt) < bound for line in self.lines], bool)
 
     @cached_property
+    def _codes(self) -> dict[str, np.ndarray]:
+        """Name of a label -> i32[lines]."""
+        return {name: label_codes(self.lines, name) for name in self.labels}
+
+    @cached_property
     def _train_rows(self) -> np.ndarray:
         return np.flatnonzero(~self._heldout_class)
 
@@ -157,7 +166,8 @@ class Jsonl:
 
     def _prompts(self, rows: np.ndarray, numbers: np.ndarray) -> Prompts:
         tokens, length = self._padded([self._prompt_ids(self.lines[row]) for row in rows], self.prompt_width)
-        return numpy_prompts(tokens, length, numbers, rows)
+        label = {name: codes[rows] for name, codes in self._codes.items()}
+        return numpy_prompts(tokens, length, numbers, rows, label)
 
     def _prompt_ids(self, line: Line) -> list[int]:
         return fill(self.prompt, {"prompt": line.prompt}, self.tokenizer)
@@ -186,6 +196,13 @@ class Jsonl:
                 " one of them; set heldout_share=0 to hold out the second file"
             )
 
+    def _check_labels(self) -> None:
+        repeated = sorted({name for name in self.labels if self.labels.count(name) > 1})
+        if repeated:
+            raise ValueError(f"Jsonl.labels: got {repeated[0]!r} twice; allowed is every key once; remove one")
+        for name in self.labels:
+            label_codes(self.lines, name)
+
     def _check_lengths(self) -> None:
         for line in self.lines:
             for what, ids, name, width in (
@@ -193,7 +210,7 @@ class Jsonl:
                 ("solution and answer", self._completion_ids(line), "completion_width", self.completion_width),
             ):
                 if len(ids) > width:
-                    raise ValueError(
+                    raise BadData(
                         f"{line.path}:{line.number}: {what} of {len(ids)} tokens with the template; allowed are at most"
                         f" {width}; shorten it or set {name}={len(ids)}"
                     )
@@ -203,17 +220,17 @@ class Jsonl:
         for line, held in zip(self.lines, self._heldout_class, strict=True):
             first = seen.setdefault(line.prompt, line)
             if first.answer != line.answer:
-                raise ValueError(
+                raise BadData(
                     f"{line.path}:{line.number}: answer {line.answer!r} to a prompt answered {first.answer!r} at"
                     f" {first.path}:{first.number}; allowed is one answer a prompt; correct or remove one of the lines"
                 )
             if held and self.heldout_path is not None and first.path != line.path:
-                raise ValueError(
+                raise BadData(
                     f"{line.path}:{line.number}: held-out prompt is also a training prompt at"
                     f" {first.path}:{first.number}; the two files must not share a prompt; remove one of the lines"
                 )
         if not len(self._train_rows):
-            raise ValueError(
+            raise BadData(
                 f"{self.path}: all {len(self.lines)} lines are held out; lower heldout_share or add lines to the file"
             )
 
@@ -221,5 +238,5 @@ class Jsonl:
 def _in_epochs(rows: np.ndarray, seed: int, stream: int, numbers: np.ndarray) -> np.ndarray:
     """The row of each draw: element ``k % n`` of the permutation of epoch ``k // n``."""
     if not len(rows):
-        raise ValueError("split: there is no held-out line; set heldout_share above 0 or give heldout_path")
+        raise BadData("split: there is no held-out line; set heldout_share above 0 or give heldout_path")
     return rows[permuted(numbers % len(rows), len(rows), seed, stream, numbers // len(rows))]

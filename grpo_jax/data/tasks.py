@@ -80,7 +80,7 @@ class Task(Protocol):
 def records(task: Task, rollouts: Rollouts) -> list[Record]:
     """One `Record` a row, for text rewards: decoded prompt and completion (without its stop token), right answer."""
     given = rollouts.prompts
-    prompts = numpy_prompts(given.tokens, given.length, given.draw, given.row)
+    prompts = numpy_prompts(given.tokens, given.length, given.draw, given.row, given.label)
     prompt_texts = [task.prompt_text(prompts, index) for index in range(prompts.length.shape[0])]
     answers, metadata = task.answers(prompts), task.metadata(prompts)
     tokens, length = np.asarray(rollouts.tokens), np.asarray(rollouts.length)
@@ -120,10 +120,11 @@ def assert_disjoint(task: Task, heldout: Prompts, *, seed: int, draws: int) -> N
         _refuse(task, train, task.is_heldout(train) | np.array([key in unique for key in _keys(train)], bool))
 
 
-def numpy_prompts(tokens: Any, length: Any, draw: Any, row: Any) -> Prompts:
+def numpy_prompts(tokens: Any, length: Any, draw: Any, row: Any, label: Mapping[str, Any] | None = None) -> Prompts:
     """`Prompts` of numpy i32 arrays (each a copy), from arrays of any kind."""
     leaves: list[Any] = [np.array(leaf, np.int32) for leaf in (tokens, length, draw, row)]
-    return Prompts(*leaves)
+    labels: dict[str, Any] = {name: np.array(leaf, np.int32) for name, leaf in (label or {}).items()}
+    return Prompts(*leaves, label=labels)
 
 
 def check_draws(draws: np.ndarray, split: str) -> np.ndarray:

@@ -60,6 +60,7 @@ from grpo_jax.objectives.description import (
     functions,
     needs,
     source_digest,
+    source_digests,
     wants,
 )
 from grpo_jax.objectives.gates import (
@@ -293,6 +294,7 @@ __all__ = [
     "soft_gate",
     "soft_weight",
     "source_digest",
+    "source_digests",
     "squared_log_ratio",
     "statistic",
     "stepping",

@@ -66,7 +66,7 @@ class Recipe:
         names = [c.name for c in self.coefficients]
         if len(set(names)) < len(names):
             raise ValueError(f"coefficients are called {', '.join(names)}; every name is there once")
-        describe(self)
+        describe(self, name="recipe")
 
 
 def weights(parts: Iterable[Part], batch: Batch) -> dict[str, Array]:

@@ -46,8 +46,8 @@ def wants(x: Any) -> tuple[str, ...]:
     return tuple(sorted({name for function, _ in functions(x) for name in getattr(function, "needs", ())}))
 
 
-def describe(x: Any) -> str:
-    """Canonical text of `x`: ``module.name(keyword=value, ...)``, recursively.
+def describe(x: Any, *, name: str = "x") -> str:
+    """Canonical text of `x`, called `name` in errors: ``module.name(keyword=value, ...)``, recursively.
 
     Keywords are sorted and include the keyword-only defaults: binding a default changes nothing, and the text says
     every hyper-parameter. A field of a dataclass with ``metadata={"describe": False}`` is left out.
@@ -56,7 +56,7 @@ def describe(x: Any) -> str:
         ValueError: `x` holds a lambda, a function defined inside a function, a bound method, an array, a mutable
             container, positional arguments of a partial or an unknown keyword; the text says where and what to do.
     """
-    return _describe(x, "x")
+    return _describe(x, name)
 
 
 def _describe(x: Any, path: str) -> str:
@@ -214,13 +214,23 @@ def source_digest(x: Any) -> str:
 
     A user function is one outside this package. What has no readable source counts by its name.
     """
+    digest = hashlib.sha256()
+    for name, function in sorted(_user_functions(x).items()):
+        digest.update(f"{name}\n{_source(function)}\n".encode())
+    return digest.hexdigest()
+
+
+def source_digests(x: Any) -> dict[str, str]:
+    """Name -> SHA-256 (hex) of the source, of each function that `source_digest` reads: which of them has changed."""
+    named = sorted(_user_functions(x).items())
+    return {name: hashlib.sha256(_source(function).encode()).hexdigest() for name, function in named}
+
+
+def _user_functions(x: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for function, _ in functions(x):
         _collect(inspect.unwrap(function), found)
-    digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(f"{name}\n{_source(found[name])}\n".encode())
-    return digest.hexdigest()
+    return found
 
 
 def _collect(function: Any, found: dict[str, Any]) -> None:

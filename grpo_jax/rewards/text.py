@@ -12,18 +12,22 @@ memory and without an accelerator.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grpo_jax.rewards.choices import labelled, parse_choice
 from grpo_jax.rewards.numbers import parse_number
 
 if TYPE_CHECKING:
     from grpo_jax.types import Reward
 
 STATUSES = ("ok", "timeout", "error", "unparsable")
-MATCHES = ("exact", "numeric")
+MATCHES = ("exact", "numeric", "choice")
+STATED = "stated"
 
 
 @dataclass(frozen=True)
@@ -76,31 +80,47 @@ def accuracy(
     *,
     match: str = "exact",
     tolerance: float = 0.0,
+    options: str = "options",
     opening: str = "<answer>",
     closing: str = "</answer>",
 ) -> Score:
     """1 where the answer of the completion is right, else 0; "unparsable" where there is none to be read.
 
     ``match="exact"`` compares strings without surrounding white space. ``"numeric"`` compares numbers exactly (``1/2``,
-    ``0.50`` and ``50%`` are equal), or up to ``tolerance * max(1, |right|)``. A right answer that is no number is a
-    ValueError under "numeric": the dataset is at fault, not the model.
+    ``0.50`` and ``50%`` are equal), or up to ``tolerance * max(1, |right|)``. ``"choice"`` compares the options that
+    the answers name (`grpo_jax.rewards.choices`), by letter, or by text too where the metadata have the key `options`;
+    an answer that names none, or several, is "unparsable". ``"stated"`` is what the metadata say under "match", for
+    files of several kinds, and "exact" where they say nothing. A right answer that cannot be read so is a ValueError:
+    the dataset is at fault, not the model.
     """
-    if match not in MATCHES:
-        raise ValueError(f"match: got {match!r}; allowed are {MATCHES}")
-    right = parse_number(record.answer) if match == "numeric" else None
-    if match == "numeric" and right is None:
-        raise ValueError(f"answer: {record.answer!r} is not a number; use match='exact' for this dataset")
+    stated = record.metadata.get("match", "exact") if match == STATED else match
+    if stated not in MATCHES:
+        whose = "match" if stated is match else 'match, stated by the key "match" of the line'
+        raise ValueError(f"{whose}: got {stated!r}; allowed are {(*MATCHES, STATED)[: 4 if stated is match else 3]}")
+    read = _reader(stated, record.metadata.get(options))
+    right = read(record.answer)
+    if right is None:
+        kind = {"numeric": "a number", "choice": "a letter or the text of one option"}[stated]
+        raise ValueError(f"answer: {record.answer!r} is not {kind}; use match='exact' for this dataset")
     found = find_answer(record, opening=opening, closing=closing)
     if found is None or not found.strip():
         return Score(0.0, "unparsable", "no answer" if found is None else "empty answer")
-    if right is None:
-        return Score(float(found.strip() == record.answer.strip()))
-    given = parse_number(found)
+    given = read(found)
     if given is None:
-        return Score(0.0, "unparsable", f"not a number: {found[:80]!r}")
+        return Score(0.0, "unparsable", f"not {'a number' if stated == 'numeric' else 'one option'}: {found[:80]!r}")
     if given == right:
         return Score(1.0)
-    return Score(float(tolerance > 0 and abs(given - right) <= tolerance * max(1, abs(right))))
+    near = isinstance(given, Fraction) and isinstance(right, Fraction) and tolerance > 0
+    return Score(float(near and abs(given - right) <= tolerance * max(1, abs(right))))
+
+
+def _reader(match: str, options: object) -> Callable[[str], str | Fraction | None]:
+    """What makes of an answer something to compare, or None where it cannot be read."""
+    if match == "numeric":
+        return parse_number
+    if match == "choice":
+        return partial(parse_choice, options=None if options is None else labelled(options))
+    return str.strip
 
 
 def r1_format(record: Record, *, eos: str = "<eos>") -> float:

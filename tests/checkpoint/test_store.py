@@ -407,7 +407,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_not_a_start_from_scratch(s
 
     checkpoints = opened(saved)
     with monkeypatch.context() as patched:
-        patched.setattr(ocp.CheckpointManager, "restore", denied)
+        patched.setattr(ocp.Checkpointer, "restore", denied)
         with pytest.raises(CheckpointError, match="Permission denied"):
             checkpoints.restore(abstract(a_state()))
     checkpoints.close()
@@ -441,3 +441,100 @@ def test_saving_the_newest_index_again_does_nothing_and_an_older_one_is_refused(
 def test_meta_that_json_would_change_is_refused(meta, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         opened(tmp_path / "c").save(1, a_state(1), meta)
+
+
+# What stays
+
+
+def indices(folder):
+    return sorted(int(name) for name in os.listdir(folder))
+
+
+def test_the_best_stays_beside_the_last_until_another_is_better(tmp_path):
+    checkpoints = opened(tmp_path / "c", keep_last=1)
+    there = []
+    for index, best in ((1, {1}), (2, {1}), (3, {1}), (4, {4}), (5, {4})):
+        checkpoints.save(index, a_state(index), {}, best=best)
+        checkpoints.wait()
+        there.append(indices(tmp_path / "c"))
+    checkpoints.close()
+    assert there == [[1], [1, 2], [1, 3], [4], [4, 5]]
+
+
+def test_a_run_that_goes_on_keeps_and_deletes_what_it_would_have(tmp_path):
+    schedule = ((2, {2}), (4, {2}), (6, {2}), (8, {8}), (10, {8}))
+    whole = opened(tmp_path / "whole", keep_last=2)
+    for index, best in schedule:
+        whole.save(index, a_state(index), {}, best=best)
+    whole.close()
+    for index, best in schedule:
+        if index == 8:  # the process has to leave between two saves
+            parts = opened(tmp_path / "parts", keep_last=2)
+            parts.restore(abstract(a_state()))
+            parts.save(7, a_state(7), {}, best={2}, passing=True)
+            parts.close()
+            assert indices(tmp_path / "parts") == [2, 4, 6, 7]
+        parts = opened(tmp_path / "parts", keep_last=2)
+        parts.restore(abstract(a_state()))
+        parts.save(index, a_state(index), {}, best=best)
+        parts.close()
+    assert indices(tmp_path / "parts") == indices(tmp_path / "whole") == [8, 10]
+
+
+def test_what_a_killed_process_had_no_time_to_delete_goes_when_the_newest_has_proved_good(tmp_path):
+    folder = tmp_path / "c"
+    checkpoints = opened(folder, keep_last=1)
+    for index in (1, 2):
+        checkpoints.save(index, a_state(index), {})
+        checkpoints.wait()
+        shutil.copytree(folder / str(index), tmp_path / "kept" / str(index))
+    checkpoints.close()
+    assert indices(folder) == [2]
+    shutil.copytree(tmp_path / "kept" / "1", folder / "1")
+    flip(folder / "2" / "meta" / "metadata")
+    found = restored(folder, [], keep_last=1)
+    assert found is not None and found.index == 1  # not deleted before the newer one has been read
+    shutil.rmtree(folder / "2.bad")
+    shutil.copytree(tmp_path / "kept" / "2", folder / "2")
+    restored(folder, keep_last=1)
+    assert indices(folder) == [2]
+
+
+# Only looking
+
+
+def stamps(folder):
+    return {str(path): path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def test_looking_changes_nothing_whatever_state_the_folder_is_in(saved):
+    (saved / "7").mkdir()
+    shutil.copytree(saved / "2", saved / "9.orbax-checkpoint-tmp")
+    flip(saved / "2" / "meta" / "metadata")
+    before, said = stamps(saved), []
+    checkpoints = opened(saved, said, read_only=True, keep_last=1)
+    found = checkpoints.restore(abstract(a_state()))
+    assert found is not None and found.index == 1
+    same(found.state, a_state(1))
+    assert len(said) == 2 and "Checkpoint 7 is damaged" in said[0] and "next older one" in said[1]
+    with pytest.raises(ValueError, match="was opened to be read"):
+        checkpoints.save(10, a_state(10), {})
+    checkpoints.close()
+    assert stamps(saved) == before
+
+
+def test_one_checkpoint_may_be_asked_for_by_its_index(saved):
+    (saved / "7").mkdir()
+    checkpoints = opened(saved, read_only=True)
+    assert list(checkpoints.notes()) == [2, 1] and checkpoints.notes()[1] == {"attempt": 1, "metric": 0.1}
+    found = checkpoints.restore(abstract(a_state()), index=1)
+    assert found is not None and found.index == 1
+    same(found.state, a_state(1))
+    for index in (3, 7):
+        with pytest.raises(CheckpointError, match=f"Checkpoint {index} in .* is damaged: commit_success.txt"):
+            checkpoints.restore(abstract(a_state()), index=index)
+    flip(saved / "1" / "meta" / "metadata")
+    with pytest.raises(CheckpointError, match=r"Checkpoint 1 in .* is damaged"):
+        checkpoints.restore(abstract(a_state()), index=1)
+    assert list(checkpoints.notes()) == [2]
+    checkpoints.close()

@@ -3,6 +3,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_the_digest_changes_with_the_file(write: Write):
 
 def test_a_task_is_its_settings(task: Jsonl):
     assert {f.name for f in dataclasses.fields(task)} == {
-        *("path", "prompt_width", "completion_width", "heldout_share", "heldout_path", "prompt", "completion")
+        *("path", "prompt_width", "completion_width", "heldout_share", "heldout_path", "prompt", "completion", "labels")
     }
     assert task == Jsonl(task.path, prompt_width=24, completion_width=24)
 
@@ -217,3 +218,55 @@ def test_a_typed_question_is_put_into_the_template_and_finds_its_line(task: Json
 def test_a_typed_question_that_is_too_long_is_refused(task: Jsonl):
     with pytest.raises(ValueError, match="of 25 tokens with the template; allowed are at most 24; shorten it"):
         task.read_prompt("x" * 23)
+
+
+def labelled(write: Write, values: Sequence[object], **settings: Any) -> Jsonl:
+    fields = [{"prompt": f"{k}?", "answer": "x", "solution": "y", "kind": value} for k, value in enumerate(values)]
+    settings = {"labels": ("kind",), "heldout_share": 0.0, **settings}
+    return Jsonl(write(fields), prompt_width=12, completion_width=8, **settings)
+
+
+def test_a_label_is_the_place_of_its_value_among_the_sorted_ones_of_the_file(write: Write):
+    task = labelled(write, ["pear", "fig", "apple", "fig", "pear"])
+    shown = task.demonstrations(0, np.arange(5)).prompts
+    for prompts in (task.draw(0, np.arange(20)), shown):
+        codes = np.array([2, 1, 0, 1, 2])[prompts.row]
+        assert prompts.label["kind"].tolist() == codes.tolist() and prompts.label["kind"].dtype == np.int32
+    # As numbers and not as text, and numbers before text.
+    mixed = labelled(write, [10, 9, 10, "1"])
+    assert {int(r): int(c) for r, c in zip(*drawn(mixed, 4), strict=True)} == {0: 1, 1: 0, 2: 1, 3: 2}
+
+
+def drawn(task: Jsonl, count: int) -> tuple[np.ndarray, np.ndarray]:
+    prompts = task.draw(0, np.arange(count))
+    return np.asarray(prompts.row), np.asarray(prompts.label["kind"])
+
+
+def test_held_out_lines_share_the_codes_of_the_training_lines(write: Write):
+    held = write([{"prompt": "other", "answer": "x", "kind": "b"}], "held.jsonl")
+    task = labelled(write, ["a", "c"], heldout_path=held)
+    assert task.heldout(None).label["kind"].tolist() == [1]
+    assert sorted(drawn(task, 2)[1].tolist()) == [0, 2]
+
+
+def test_without_labels_the_prompts_have_none(task: Jsonl):
+    assert task.draw(0, np.arange(2)).label == {}
+
+
+@pytest.mark.parametrize(
+    ("lines", "labels", "complaint"),
+    [
+        ([{"kind": "a"}, {}], ("kind",), r':2: label "kind": got no such key among \[\]; allowed is text or a whole'),
+        ([{"kind": "a"}, {"kind": [1]}], ("kind",), r':2: label "kind": got \[1\]; allowed is text'),
+        ([{"kind": 1}, {"kind": True}], ("kind",), r':2: label "kind": got True; allowed is text'),
+        ([{"kind": None}, {"kind": 1}], ("kind",), r':1: label "kind": got None'),
+        ([{"kind": 1}, {"kind": 1.5}], ("kind",), r':2: label "kind": got 1.5'),
+        ([{"kind": 1}], ("kind", "kind"), "Jsonl.labels: got 'kind' twice"),
+        ([{"kind": 1}], ("prompt",), r':1: label "prompt": got no such key among \[.kind.\]'),
+    ],
+    ids=["missing", "a list", "a truth value", "null", "a fraction", "twice", "no metadata"],
+)
+def test_a_line_without_its_label_is_named(write: Write, lines: list, labels: tuple, complaint: str):
+    fields = [{"prompt": f"{k}?", "answer": "x", **line} for k, line in enumerate(lines)]
+    with pytest.raises(ValueError, match=complaint):
+        Jsonl(write(fields), heldout_share=0.0, labels=labels)

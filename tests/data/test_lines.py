@@ -1,6 +1,9 @@
+import os
+
 import pytest
 
 from grpo_jax.data.lines import read_lines
+from grpo_jax.lifeline import BadData
 
 TAGS = ("<eos>", "<answer>")
 GOOD = b'{"prompt": "a?", "answer": "1"}\n'
@@ -73,3 +76,21 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(ValueError, match=r"cannot be read \(.*\); allowed is a JSONL file"):
             read_lines(str(path), TAGS)
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("utf-8-sig", "UTF-8"), ("utf-16", "UTF-16")])
+def test_a_byte_order_mark_is_named(tmp_path, encoding: str, name: str):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(GOOD.decode().encode(encoding))
+    with pytest.raises(BadData, match=f"byte order mark of {name}; allowed is UTF-8 without one"):
+        read_lines(str(path), TAGS)
+
+
+def test_a_pipe_is_refused_at_once_and_so_is_a_name_that_is_none(tmp_path):
+    path = tmp_path / "d.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(BadData, match="got a pipe or a device; allowed is a JSONL file"):
+        read_lines(str(path), TAGS)
+    for name in (str(tmp_path), str(tmp_path / ("x" * 300)), "a\0b"):
+        with pytest.raises(BadData, match="cannot be read"):
+            read_lines(name, TAGS)

@@ -44,18 +44,20 @@ QUESTIONS = [
     for b in range(10)
 ]
 
+KINDS = [{**line, "category": "equal" if line["prompt"][0] == line["prompt"][5] else "other"} for line in QUESTIONS]
+
 Train = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def train(root: Path) -> Train:
-    """``train(lines, folder, settings)``: the command on a file of these lines, in the run folder ``folder/run``."""
+    """``train(lines, folder, settings, flags)``: the command on a file of these lines, in run folder ``folder/run``."""
 
-    def command(lines: Sequence[dict], folder: Path, settings: Sequence[str] = WARM) -> int:
+    def command(lines: Sequence[dict], folder: Path, settings: Sequence[str] = WARM, flags: Sequence[str] = ()) -> int:
         path = folder / "data.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         assignments = [f"data.path={path}", *TINY, *settings]
-        flags = [flag for assignment in assignments for flag in ("--set", assignment)]
+        flags = [*flags, *(flag for assignment in assignments for flag in ("--set", assignment))]
         return cli.main(
             ["train", str(root / "experiments" / "from_jsonl.py"), *flags, "--run-dir", str(folder / "run")]
         )
@@ -181,6 +183,41 @@ def test_without_solutions_the_warm_start_must_be_switched_off(
     rows = read(tmp_path / "run" / "metrics.jsonl")
     assert [(row["phase"], row["step"]) for row in rows] == [("grpo", 0), ("grpo", 1), ("grpo", 2)]
     assert "accuracy/heldout" in rows[0]
+
+
+BY_CATEGORY = ("--variant", "by_category")
+ONE_STEP = ("warm_start=None", "train.steps=1", "evaluation.every=1")
+
+
+def test_the_variant_compares_completions_to_all_questions_of_a_category(train: Train, tmp_path: Path):
+    assert train(KINDS, tmp_path, (*WARM, "train.steps=2"), BY_CATEGORY) == 0
+    rows = [row for row in read(tmp_path / "run" / "samples.jsonl") if row["set"] == "train"]
+    steps = defaultdict(list)
+    for row in rows:
+        kind = next(line["category"] for line in KINDS if row["prompt"] == f"{line['prompt']}\n<think>")
+        steps[row["step"], kind].append(row)
+    apart = 0
+    for rows in steps.values():
+        rewards = np.array([row["reward"] for row in rows])
+        expected = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6) if np.ptp(rewards) else 0 * rewards
+        np.testing.assert_allclose([row["advantage"] for row in rows], expected, atol=1e-4)
+        assert len({row["group"] for row in rows}) == 1
+        apart += len({row["draw"] for row in rows})
+    assert apart > len(steps)  # some categories had several questions in a step
+
+
+def test_a_line_without_the_category_is_named(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert train([KINDS[0], QUESTIONS[1]], tmp_path, ONE_STEP, BY_CATEGORY) in (4, 5)
+    complaint = capsys.readouterr().err
+    assert "data.jsonl:2: label \"category\": got no such key among ['sum']" in complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_is_chosen_by_a_setting(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture):
+    other = ("data.labels=sum", "recipe.grouping.name=sum")
+    assert train(QUESTIONS, tmp_path, (*ONE_STEP, *other), BY_CATEGORY) == 0
+    assert train(QUESTIONS, tmp_path, (*ONE_STEP, "data.labels=sum"), (*BY_CATEGORY, "--fresh")) == 4
+    assert "by_label.name: got 'category', allowed sum" in capsys.readouterr().err
 
 
 def test_a_reward_that_fails_on_every_row_ends_the_run(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -113,7 +113,8 @@ def library_update(params, old, reference, rollouts, outcome):
         logp_old = models.logprobs(old, MODEL, rollouts, temperature=1.0).logp
         rollouts = rollouts.replace(logp=logp_old, logp_full=logp_old)
         reward = Reward(outcome=outcome, valid=jnp.ones(ROWS, bool))
-        collected = train.collect(rollouts, reward, settings=GRADIENT, reference=reference)
+        logp_ref = train.reference_rows(reference, rollouts, model=MODEL, temperature=1.0, group_size=CONFIG.group)
+        collected = train.collect(rollouts, reward, logp_ref, recipe=GRADIENT.recipe)
         labels, memory = train.label(collected, {}, GRADIENT.recipe)
         advantage, _ = train.advantage(collected, labels, memory, GRADIENT.recipe)
         batch = train.make_batch(collected, labels, advantage, GRADIENT.recipe)

@@ -1,8 +1,10 @@
 """What a mesh may not change, and what it may not send: eight devices compute the step of one."""
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax import models, objectives
+from grpo_jax import models, objectives, train
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import RULES, make_mesh, place, place_rows, replicate
 from grpo_jax.train import place_state
@@ -47,7 +49,7 @@ def check_updates(alone: tiny.Results, shape: str, names: tuple[str, ...]) -> No
 
 
 def test_every_update_is_that_of_one_device(alone):
-    check_updates(alone, "2x2x2", tuple(objectives.RECIPES))
+    check_updates(alone, "2x2x2", (*objectives.RECIPES, "grpo_by_category"))
 
 
 @pytest.mark.parametrize("shape", ["1x8", "8x1", "2x4"])
@@ -64,6 +66,24 @@ def test_on_other_meshes_every_update_is_that_of_one_device(alone, shape):
 def laid_out_alike(a: object, b: object) -> bool:
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for x, y in pairs)
+
+
+def test_rows_are_compared_across_shards_and_minibatches():
+    """The advantages of a step on a mesh with two minibatches are those of its categories over the whole batch."""
+    mesh = make_mesh(MESHES["2x4"])
+    change = dataclasses.replace(tiny.STEP.gradient, recipe=tiny.RECIPES["grpo_by_category"])
+    step = partial(train.grpo_step, settings=dataclasses.replace(tiny.STEP, gradient=change), mesh=mesh)
+    state, prompts = place_state(tiny.begin(), tiny.MODEL, mesh), place_rows(ASKED, mesh)
+    _, _, batch = jax.device_get(jax.jit(step, compiler_options=tiny.QUICK)(state, prompts, np.int32(5)))
+    category = tiny.CATEGORIES[batch.rollouts.prompt]
+    reward, valid = batch.reward.outcome.astype(np.float64), batch.reward.valid
+    expected = np.zeros(len(reward))
+    for code in range(3):
+        rows = valid & (category == code)
+        shards = {int(p) for p in batch.rollouts.prompt[rows]}  # eight shards hold a prompt each
+        assert len(shards) > 1 and np.ptp(reward[rows]) > 0
+        expected[rows] = (reward[rows] - reward[rows].mean()) / (reward[rows].std(ddof=1) + 1e-6)
+    np.testing.assert_allclose(batch.advantage, np.where(batch.rollouts.mask, expected[:, None], 0), atol=1e-5)
 
 
 # The step

@@ -21,7 +21,7 @@ REFERENCE = tiny.nearby(PARAMS)
 ROLLOUTS, REWARD = tiny.rows(), tiny.rewards()
 MORE = {"prompts": P + 2, "group": G + 2, "prompt_width": S + 2, "width": T + 2}
 ROOMY_ROWS = MORE["prompts"] * MORE["group"]
-GROUP_BASELINE = sorted(set(RECIPES) - {"reinforce"})
+GROUP_BASELINE = sorted(set(RECIPES) - {"reinforce", "grpo_by_category"})
 NO_PENALTY = sorted(set(RECIPES) - {"grpo"})
 
 
@@ -77,6 +77,7 @@ def in_a_larger_array(*, garbage: bool) -> tuple[Rollouts, Reward]:
             length=into(narrow[:1], asked.length, 1 + any_below(narrow[1], narrow[:1])),
             draw=np.arange(prompts, dtype=np.int32),
             row=np.arange(prompts, dtype=np.int32),
+            label={"category": into(narrow[:1], asked.label["category"], any_below(3, narrow[:1]))},
         ),
         prompt=np.repeat(np.arange(prompts, dtype=np.int32), group),
         sample=np.tile(np.arange(group, dtype=np.int32), prompts),
@@ -214,6 +215,7 @@ def test_groups_of_one_teach_nothing_and_spoil_nothing(exact):
     still = [name for name in GROUP_BASELINE if name != "grpo"]
     assert {name: moved[name] for name in still} == dict.fromkeys(still, 0.0)
     assert 0 < moved["grpo"] < np.inf and 0 < moved["reinforce"] < np.inf
+    assert 0 < moved["grpo_by_category"] < np.inf  # compared with rows of other prompts
 
 
 def test_nothing_that_could_be_scored_changes_nothing(exact):

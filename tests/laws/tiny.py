@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax import models, objectives, train
+from grpo_jax.groups import GROUPINGS
 from grpo_jax.sampling import Sampling
 from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, TrainState
 from grpo_jax.updates import Gradient, Optimizer
@@ -22,7 +23,13 @@ MODEL = models.ModelConfig(
 LINEAR = Optimizer(learning_rate=1.0, eps=1.0, clip_norm=0.0)
 """The first step is -g / (|g| + 1), nearly -g: unlike Adam's usual step, nearly a sign, it shows a wrong scale."""
 
-RECIPES = {**objectives.RECIPES, "grpo_without_penalty": objectives.grpo(beta=0)}
+RECIPES = {
+    **objectives.RECIPES,
+    "grpo_without_penalty": objectives.grpo(beta=0),
+    "grpo_by_category": dataclasses.replace(objectives.grpo(beta=0), grouping=GROUPINGS["by_category"]),
+}
+CATEGORIES = (np.arange(P, dtype=np.int32) * 5) % 3
+"""Three, such that prompts of one lie on several shards and in several minibatches."""
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """For programs that are compiled once and run a few times on next to nothing."""
 
@@ -63,7 +70,14 @@ def rows(seed: int = 0) -> Rollouts:
     prompts = rng.integers(0, V, (P, S)).astype(np.int32)
     return record(
         Rollouts,
-        prompts=record(Prompts, tokens=prompts, length=(1 + count % S).astype(np.int32), draw=count, row=count),
+        prompts=record(
+            Prompts,
+            tokens=prompts,
+            length=(1 + count % S).astype(np.int32),
+            draw=count,
+            row=count,
+            label={"category": CATEGORIES},
+        ),
         prompt=np.repeat(count, G),
         sample=np.tile(np.arange(G, dtype=np.int32), P),
         tokens=rng.integers(0, V, (n, T)).astype(np.int32),
@@ -85,7 +99,11 @@ def rewards(seed: int = 0) -> Reward:
 
 def batch_of(rollouts: Rollouts, reward: Reward, change: Gradient, reference: Params) -> Batch:
     """The phases between sampling and the update."""
-    collected = train.collect(rollouts, reward, settings=change, reference=reference)
+    logp_ref = None
+    if "logp_ref" in objectives.wants(change.recipe):
+        given = {"model": change.model, "temperature": change.temperature, "group_size": change.group_size}
+        logp_ref = train.reference_rows(reference, rollouts, **given)
+    collected = train.collect(rollouts, reward, logp_ref, recipe=change.recipe)
     labels, memory = train.label(collected, {}, change.recipe)
     values, _ = train.advantage(collected, labels, memory, change.recipe)
     return train.make_batch(collected, labels, values, change.recipe)
@@ -123,6 +141,7 @@ ASKED = record(
     length=(1 + np.arange(P) % S).astype(np.int32),
     draw=np.arange(P, dtype=np.int32),
     row=np.arange(P, dtype=np.int32),
+    label={"category": CATEGORIES},
 )
 
 
@@ -144,10 +163,21 @@ def begin() -> TrainState:
     return train.start(policy(), STEP.gradient)
 
 
+def whole_step(
+    state: TrainState, prompts: Prompts, seed: Any, *, reference: Params, mesh: Mesh | None = None
+) -> tuple[TrainState, Metrics, Batch]:
+    """The phases of `STEP` in a row, as one program."""
+    change, given = STEP.gradient, {"model": MODEL, "group_size": G, "mesh": mesh}
+    keys = [train.stream(seed, name) for name in (train.Stream.ROLLOUT, train.Stream.UPDATE)]
+    rollouts = train.sample_rows(state.params, prompts, keys[0], state.step, sampling=STEP.sampling, **given)
+    reward = train.score_rows(rollouts, reward=even_tokens)
+    logp_ref = train.reference_rows(reference, rollouts, temperature=change.temperature, **given)
+    return train.learn_rows(state, rollouts, reward, keys[1], logp_ref, settings=change, mesh=mesh)
+
+
 def step_program(mesh: Mesh | None = None) -> Callable[..., tuple[TrainState, Metrics, Batch]]:
-    """The whole step of `STEP`, jitted: ``(state, prompts, seed, reference=)``."""
-    step = partial(train.grpo_step, settings=STEP, mesh=mesh)
-    return jax.jit(step, donate_argnums=0, compiler_options=QUICK)
+    """`whole_step`, jitted: ``(state, prompts, seed, reference=)``."""
+    return jax.jit(partial(whole_step, mesh=mesh), donate_argnums=0, compiler_options=QUICK)
 
 
 def moves(params: Params, results: Results) -> dict[str, float]:

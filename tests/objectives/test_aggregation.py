@@ -1,4 +1,4 @@
-"""Aggregations as weights: hand numbers, and the rows that count."""
+"""Aggregations as weights: hand numbers, and the rows that count. Their laws are held in `tests/testing`."""
 
 import dataclasses
 from functools import partial
@@ -73,12 +73,6 @@ def test_a_row_counts_if_every_level_has_a_group_for_it_or_some_token_has(batch)
     np.testing.assert_array_equal(o.counted(dataclasses.replace(batch, group=levels)), [True, False, True, True, False])
     tokens = jnp.full((5, 4), -1).at[0, 1].set(2)
     np.testing.assert_array_equal(o.counted(dataclasses.replace(batch, group=tokens)), [True] + [False] * 4)
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_a_batch_without_tokens_has_weights_of_zero(batch, name: str):
-    empty = dataclasses.replace(batch, mask=jnp.zeros_like(batch.mask))
-    np.testing.assert_array_equal(EXPECTED[name][0](empty), 0.0)
 
 
 def test_unknown_conventions_are_refused(batch):

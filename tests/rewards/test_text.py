@@ -1,4 +1,5 @@
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.data import Chain, records
+from grpo_jax.rewards.pool import Pool
 from grpo_jax.rewards.text import (
     DisagreementError,
     Record,
@@ -287,6 +289,80 @@ def test_outcomes_are_weighted_sums_and_one_failure_spoils_the_row_only():
 def test_no_records_give_no_rows():
     got, scores = score([], {"accuracy": (accuracy, 1.0)})
     assert got.outcome.shape == got.valid.shape == (0,) and scores["accuracy"] == ()
+
+
+CITY = {"options": ["Rome", "Paris", "Bern"], "match": "choice"}
+
+
+def choice(answer: str, right: str = "B", **settings: Any) -> Score:
+    metadata = settings.pop("metadata", CITY)
+    return accuracy(Record("q", f"</think><answer>{answer}</answer>", (), right, metadata), match="choice", **settings)
+
+
+def test_a_choice_is_right_by_its_letter_or_by_the_text_of_its_option():
+    assert [choice(answer).value for answer in ("B", "(b)", "option B", "Paris", "B) Paris")] == [1.0] * 5
+    assert [choice(answer) for answer in ("A", "Rome", "the answer is C")] == [Score(0.0)] * 3
+    assert [choice("b", right=right).value for right in ("B", "(B)", "paris")] == [1.0] * 3
+    assert choice("y", right="X", metadata={"key": {"X": "no", "Y": "yes"}}, options="key") == Score(0.0)
+    assert choice("yes", right="Y", metadata={"key": {"X": "no", "Y": "yes"}}, options="key") == Score(1.0)
+
+
+@pytest.mark.parametrize("answer", ["A good answer is B", "A or B", "B) Rome", "D", "Berlin"])
+def test_a_choice_that_is_not_clear_is_unparsable_and_earns_nothing(answer: str):
+    assert choice(answer) == Score(0.0, "unparsable", f"not one option: {answer!r}")
+
+
+def test_without_options_in_the_metadata_a_choice_is_a_letter():
+    assert [choice(answer, metadata={}).value for answer in ("b", "C")] == [1.0, 0.0]
+    assert choice("Paris", metadata={}).status == "unparsable"
+
+
+@pytest.mark.parametrize(
+    ("right", "metadata", "complaint"),
+    [
+        ("Berlin", CITY, "answer: 'Berlin' is not a letter or the text of one option"),
+        ("Paris", {}, "answer: 'Paris' is not a letter"),
+        ("D", CITY, "answer: 'D' is not a letter or the text of one option"),
+        ("B", {"options": "Rome"}, "options: got 'Rome'; allowed is a list"),
+    ],
+)
+def test_a_line_whose_choice_makes_no_sense_is_an_error_of_the_data(right: str, metadata: dict, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        choice("B", right=right, metadata=metadata)
+
+
+def test_a_line_may_state_how_its_answer_is_compared():
+    def stated(answer: str, right: str, metadata: dict) -> Score:
+        return accuracy(Record("q", f"<answer>{answer}</answer>", (), right, metadata), match="stated")
+
+    assert stated("paris", "B", CITY) == Score(1.0)
+    assert stated("0.5", "1/2", {"match": "numeric"}) == Score(1.0)
+    assert [stated("0.5", "1/2", metadata).value for metadata in ({}, {"match": "exact"})] == [0.0, 0.0]
+    with pytest.raises(ValueError, match='match, stated by the key "match" of the line: got 3; allowed are'):
+        stated("1", "1", {"match": 3})
+    with pytest.raises(ValueError, match=r"match: got 'near'; allowed are .*'stated'"):
+        accuracy(record("<answer>8</answer>"), match="near")
+
+
+def test_worker_processes_see_the_metadata_that_this_process_sees():
+    given = [
+        Record("q", f"<answer>{said}</answer>", (n,), right, metadata)
+        for n, (said, right, metadata) in enumerate(
+            [
+                ("paris", "B", CITY),
+                ("A", "B", CITY),
+                ("y", "B", CITY),
+                (".5", "1/2", {"match": "numeric"}),
+                ("1", "1", {}),
+            ]
+        )
+    ]
+    rewards = {"accuracy": (partial(accuracy, match="stated"), 1.0)}
+    here, scores = score(given, rewards)
+    with Pool(rewards, workers=2) as pool:
+        there, others = pool.score(given)
+    assert here.outcome.tolist() == there.outcome.tolist() == [1.0, 0.0, 0.0, 1.0, 1.0]
+    assert scores == others and scores["accuracy"][2].status == "unparsable"
 
 
 def test_scoring_thousands_of_rows_takes_no_time():

@@ -13,7 +13,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import async_path
 
-from grpo_jax import cli, finish, heldout, journal, loop
+from grpo_jax import cli, finish, heldout, imitation, journal, loop
 from grpo_jax.checkpoint import Checkpoints
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import Journal
@@ -41,7 +41,7 @@ def tear(journal: Journal, record: dict) -> None:
 
 PLACES: dict[str, tuple[Any, str]] = {
     "config": (os, "replace"),
-    "imitation": (loop.Session, "demonstrations"),
+    "imitation": (imitation.Lessons, "at"),
     "evaluation": (heldout, "measure"),
     "write": (Journal, "write"),
     "torn": (Journal, "write"),
@@ -49,8 +49,8 @@ PLACES: dict[str, tuple[Any, str]] = {
     "saving": (ocp.CheckpointManager, "save"),
     "commit": (async_path, "rename"),
     "saved": (Checkpoints, "wait"),
-    "begin": (loop, "start"),
-    "reference": (loop.Session, "learner"),
+    "begin": (loop, "begin"),
+    "reference": (loop, "Phases"),
     "rewind": (Journal, "rewind"),
     "sync": (journal, "_sync_folder"),
     "summary": (loop, "summarise"),

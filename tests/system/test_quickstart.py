@@ -33,7 +33,13 @@ def test_the_quickstart_runs_as_a_script_and_goes_on_by_its_other_name(root: Pat
     assert "accuracy, sampled" in script.stdout and "numbers in" in script.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["warm_steps"]) == (2, 2)
-    assert summary["traces"] == {"supervised_step": 1, "answer_rows": 1, "grpo_step": 1}
+    assert summary["traces"] == {
+        "supervised_step": 1,
+        "answer_rows": 1,
+        "sample_rows": 1,
+        "score_rows": 1,
+        "learn_rows": 1,
+    }
     assert 0.1e6 <= summary["parameters"] <= 0.3e6
     assert (tmp_path / "run" / "figure.svg").stat().st_size > 1000
 

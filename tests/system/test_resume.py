@@ -168,7 +168,13 @@ def test_a_run_killed_in_every_phase_is_the_uninterrupted_run(uninterrupted: Cal
 
 def test_every_compiled_function_is_traced_once_in_a_run(uninterrupted: Callable[[str], Path]):
     summary = json.loads((uninterrupted("plain") / "summary.json").read_text())
-    assert summary["traces"] == {"supervised_step": 1, "answer_rows": 1, "grpo_step": 1}
+    assert summary["traces"] == {
+        "supervised_step": 1,
+        "answer_rows": 1,
+        "sample_rows": 1,
+        "score_rows": 1,
+        "learn_rows": 1,
+    }
 
 
 def test_a_finished_run_is_finished(uninterrupted: Callable[[str], Path]):

@@ -1,19 +1,23 @@
 """The small data file is what its script writes, and right by an arithmetic of its own."""
 
 import collections
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.data import make_arithmetic
-from experiments.from_jsonl import DATA, EXPERIMENT
+from experiments.from_jsonl import DATA, EXPERIMENT, VARIANTS
 from grpo_jax.data import assert_disjoint
+from grpo_jax.rewards.text import Record, accuracy
 
 SIGNS = dict.fromkeys(("gets", "finds", "buys", "wins"), 1) | dict.fromkeys(("loses", "eats", "sells", "drops"), -1)
-CATEGORIES = ("one step", "two steps", "three steps")
+COUNTS = {"add": 150, "take away": 150, "compare": 250, "choose": 300, "two steps": 750, "three steps": 850}
+LINES = 2450
 
 
 @pytest.fixture(scope="module")
@@ -26,52 +30,105 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def told(prompt: str) -> tuple[int, list[int]]:
-    """The first number of a question and its changes, read from the words."""
-    found = re.fullmatch(r"[A-Z][a-z]+ has (\d) [a-z]+((?:(?:, | and )[a-z]+ \d)+)\. How many now\?", prompt)
+def told(prompt: str) -> tuple[list[int], str]:
+    """The running totals of a story, read from its words, and the question that follows."""
+    found = re.fullmatch(r"[A-Z][a-z]+ has (\d) [a-z]+((?:, [a-z]+ \d)+)\. (.*\?)", prompt)
     assert found is not None, prompt
-    return int(found[1]), [SIGNS[verb] * int(number) for verb, number in re.findall(r"([a-z]+) (\d)", found[2])]
+    changes = [SIGNS[verb] * int(number) for verb, number in re.findall(r"([a-z]+) (\d)", found[2])]
+    return np.cumsum([int(found[1]), *changes]).tolist(), found[3]
+
+
+def compared(prompt: str) -> tuple[str, int, str, int]:
+    found = re.fullmatch(r"([A-Z][a-z]+) has (\d) [a-z]+, ([A-Z][a-z]+) (\d)\. Who has more\?", prompt)
+    assert found is not None, prompt
+    return found[1], int(found[2]), found[3], int(found[4])
+
+
+def stories(rows: list[dict]) -> Iterator[tuple[dict, list[int], str]]:
+    for row in rows:
+        if row["category"] != "compare":
+            totals, question = told(row["prompt"])
+            assert min(totals) >= 0 and max(totals) <= 9, row
+            yield row, totals, question
 
 
 def test_the_file_is_what_the_script_writes(path: Path, rows: list[dict]):
     assert path.read_bytes() == make_arithmetic.text().encode()
-    assert len({row["prompt"] for row in rows}) == len(rows) == 3000
-    assert path.stat().st_size < 500_000
+    assert len({row["prompt"] for row in rows}) == len(rows) == LINES
+    assert path.stat().st_size < 310_000
+    assert collections.Counter(row["category"] for row in rows) == COUNTS
 
 
-def test_every_answer_is_the_sum_of_the_words_and_no_total_leaves_one_digit(rows: list[dict]):
+def test_how_many_there_are_now_is_the_sum_of_the_words(rows: list[dict]):
+    steps = {"add": 1, "take away": 1, "two steps": 2, "three steps": 3}
+    for row, totals, question in stories(rows):
+        if row["category"] != "choose":
+            assert (row["answer"], question) == (str(totals[-1]), "Now?"), row
+            assert len(totals) - 1 == steps[row["category"]], row
+            assert {"add": totals[-1] > totals[0], "take away": totals[-1] < totals[0]}.get(row["category"], True), row
+
+
+def test_the_letter_is_that_of_the_option_that_holds(rows: list[dict]):
+    letters = collections.Counter()
+    for row, totals, question in stories(rows):
+        if row["category"] != "choose":
+            assert not {"options", "match"} & row.keys()
+            continue
+        found = re.fullmatch(r"A\) over (\d) B\) (\d) C\) under (\d)\?", question)
+        assert found is not None and len({*found.groups()}) == 1, row
+        number = int(found[1])
+        assert row["options"] == [f"over {number}", str(number), f"under {number}"]
+        holds = {"A": totals[-1] > number, "B": totals[-1] == number, "C": totals[-1] < number}
+        assert holds[row["answer"]] and row["match"] == "choice" and len(totals) == 2, row
+        letters[row["answer"]] += 1
+        text = row["options"]["ABC".index(row["answer"])]
+        for said, right in ((row["answer"].lower(), 1.0), (text, 1.0), ("B" if row["answer"] != "B" else "A", 0.0)):
+            record = Record(row["prompt"], f"<answer>{said}</answer>", (), row["answer"], row)
+            assert accuracy(record, match="stated").value == right, (row, said)
+    # A third each, deviation sqrt(300 * 2/9) = 8.2; a side that is empty is drawn again, which moves them a bit.
+    assert min(letters.values()) > 100 - 5 * 8.2
+
+
+def test_who_has_more_has_more(rows: list[dict]):
     for row in rows:
-        first, changes = told(row["prompt"])
-        totals = np.cumsum([first, *changes])
-        assert row["answer"] == str(totals[-1]), row
-        assert totals.min() >= 0, row
-        assert totals.max() <= 9, row
-        assert row["category"] == CATEGORIES[len(changes) - 1], row
+        if row["category"] == "compare":
+            here, first, there, second = compared(row["prompt"])
+            assert here != there and first != second
+            assert row["answer"] == (here if first > second else there), row
+            assert row.get("solution", f"{first}{'>' if first > second else '<'}{second}") == (
+                f"{first}{'>' if first > second else '<'}{second}"
+            )
 
 
-def test_a_third_of_the_lines_each_has_no_solution_every_step_and_the_last_step(rows: list[dict]):
-    kinds: collections.Counter[str] = collections.Counter()
-    for row in rows:
-        first, changes = told(row["prompt"])
-        totals = np.cumsum([first, *changes]).tolist()
-        steps = [f"{totals[k]}{change:+d}={totals[k + 1]}" for k, change in enumerate(changes)]
-        if "solution" not in row:
-            kinds["none"] += 1
-        elif len(steps) > 1:
+def test_solutions_show_every_step_or_the_last_one(rows: list[dict]):
+    kinds: collections.Counter[str] = collections.Counter("none" for row in rows if "solution" not in row)
+    for row, totals, question in stories(rows):
+        steps = [f"{a}{b - a:+d}={b}" for a, b in itertools.pairwise(totals)]
+        if row["category"] == "choose":
+            number = int(re.findall(r"\d", question)[0])
+            steps.append(f"{totals[-1]}{'>=<'['ABC'.index(row['answer'])]}{number}")
+        if "solution" in row and len(steps) > 1:
             assert row["solution"] in (" ".join(steps), steps[-1]), row
             kinds["every" if row["solution"] == " ".join(steps) else "last"] += 1
-        else:
-            assert row["solution"] == steps[0], row
-    # 3000 lines in thirds, deviation sqrt(3000 * 2/9) = 26; 2700 have several steps and tell the other two kinds apart.
-    assert abs(kinds["none"] - 1000) < 4 * 26
-    assert abs(kinds["every"] - 900) < 4 * 25
-    assert abs(kinds["last"] - 900) < 4 * 25
+        assert row.get("solution", steps[0]) == steps[0] or len(steps) > 1, row
+    # A sixth of 2450 lines have none: 408, deviation sqrt(2450 * 5/36) = 18.4. Of the 1900 with several steps a third
+    # shows all, 633, and half the last, 950; deviations sqrt(1900 * 2/9) = 20.5 and sqrt(1900 / 4) = 21.8.
+    assert abs(kinds["none"] - 408) < 4 * 18.4
+    assert abs(kinds["every"] - 633) < 4 * 20.5
+    assert abs(kinds["last"] - 950) < 4 * 21.8
 
 
 def test_the_experiment_holds_out_a_tenth_of_the_questions_and_never_trains_on_them(path: Path):
     assert EXPERIMENT.data is DATA
     assert Path(DATA.path) == path
     held = DATA.heldout(None)
-    # 3000 questions, each held out with probability 0.1: 300 with a deviation of sqrt(3000 * 0.09) = 16.
-    assert abs(held.length.shape[0] - 300) < 4 * 16
+    # 2450 questions, each held out with probability 0.1: 245 with a deviation of sqrt(2450 * 0.09) = 14.8.
+    assert abs(held.length.shape[0] - 245) < 4 * 14.8
     assert_disjoint(DATA, held, seed=0, draws=6000)
+
+
+def test_the_variant_labels_every_question_by_its_category():
+    task = VARIANTS["by_category"].data
+    prompts = task.draw(0, np.arange(500))
+    names = [str(metadata["category"]) for metadata in task.metadata(prompts)]
+    assert prompts.label["category"].tolist() == [sorted(COUNTS).index(name) for name in names]

@@ -1,0 +1,149 @@
+"""The phases of a GRPO step as they run: rollout, reward, reference, update, each compiled by itself, with a clock.
+
+A phase only starts its work where it can: arrays are promises, and nothing here waits for one that the next phase does
+not need. What the clock reads are the moments at which promises were kept, seen after everything was started, so
+measuring delays nothing.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from grpo_jax.compiled import compiled
+from grpo_jax.data import records
+from grpo_jax.heldout import Judge
+from grpo_jax.lifeline import Exit, RunStopped
+from grpo_jax.rewards.guards import FailureLimit
+from grpo_jax.rewards.text import Record, Scores
+from grpo_jax.sharding import place_rows
+from grpo_jax.train import Step, Stream, host, learn_rows, reference_rows, sample_rows, score_rows, stream
+from grpo_jax.types import Array, Batch, Metrics, Params, Prompts, Reward, Rollouts, TrainState
+
+PHASES = ("rollout", "reward", "reference", "update")
+
+
+class Stopwatch:
+    """Seconds since the last mark go to a name, so that a lap is accounted for without a gap."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now, self._last = now, now()
+        self._seconds: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        """What has passed since the last mark was `name`; parts of one name add up."""
+        now = self._now()
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def lap(self) -> dict[str, float]:
+        """Seconds by name since the last lap."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+def peak_memory() -> tuple[float, str]:
+    """Most bytes that were in use at a time, and of what: "device" (the fullest one), where the backend says so.
+
+    Else "process": the main memory of this process.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
+    if peaks:
+        return float(max(peaks)), "device"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024), "process"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a step was sampled and what that earned."""
+
+    rollouts: Rollouts
+    reward: Reward
+    scores: Scores | None = None  # of rewards on text
+    texts: Sequence[Record] | None = None  # the rows as text, where somebody needed them
+    replayed: bool | None = None  # where rollouts are recorded: whether another run sampled these
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a step leaves to be written down. Arrays may still be promises."""
+
+    metrics: Metrics
+    batch: Batch
+    scored: Scored
+
+
+class Phases:
+    """The phases of one run. `reference` are the parameters of the reference policy, None for a recipe without one."""
+
+    def __init__(
+        self,
+        settings: Step,
+        judge: Judge,
+        reference: Params | None,
+        *,
+        clock: Stopwatch,
+        failures: FailureLimit,
+    ) -> None:
+        change, mesh = settings.gradient, judge.mesh
+        shared = {"mesh": mesh, "model": change.model, "group_size": change.group_size}
+        self._sample = compiled(sample_rows, sampling=settings.sampling, **shared)
+        self._refer = compiled(reference_rows, temperature=change.temperature, chunk=change.chunk, **shared)
+        self._learn = compiled(learn_rows, mesh=mesh, donate=("state",), settings=change)
+        self._reward = None if settings.reward is None else compiled(score_rows, mesh=mesh, reward=settings.reward)
+        self._keys = [stream(judge.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
+        self._judge, self._reference, self._clock, self._failures = judge, reference, clock, failures
+
+    def rollout(self, state: TrainState, prompts: Prompts) -> Rollouts:
+        """Begin to sample."""
+        mesh = self._judge.mesh
+        return place_rows(self._sample(state.params, place_rows(prompts, mesh), self._keys[0], state.step), mesh)
+
+    def score(self, rollouts: Rollouts) -> Scored:
+        """Score the rows: begin to, on token ids; wait for it, on text.
+
+        Raises RunStopped (code 5) where text rewards fail too often.
+        """
+        if self._reward is not None:
+            return Scored(rollouts, place_rows(self._reward(rollouts), self._judge.mesh))
+        texts = records(self._judge.task, host(rollouts))
+        self._clock.mark("rollout")
+        reward, scores = self._judge.score(texts)
+        self._clock.mark("reward")
+        _check_scored(reward, scores)
+        self._failures.check(texts, scores)
+        return Scored(rollouts, reward, scores, texts)
+
+    def learn(self, state: TrainState, scored: Scored) -> tuple[TrainState, Learned]:
+        """Begin to learn from the rows; `state` is used up."""
+        mesh, rollouts = self._judge.mesh, place_rows(scored.rollouts, self._judge.mesh)
+        reward, logp_ref = place_rows(scored.reward, mesh), self._refer_to(rollouts)
+        state, metrics, batch = self._learn(state, rollouts, reward, self._keys[1], logp_ref)
+        for name, promise in zip(PHASES, (rollouts, reward, logp_ref), strict=False):
+            if promise is not None:
+                jax.block_until_ready(promise)
+                self._clock.mark(name)
+        return state, Learned(metrics, batch, scored)
+
+    def _refer_to(self, rollouts: Rollouts) -> Array | None:
+        if self._reference is None:
+            return None
+        return place_rows(self._refer(self._reference, rollouts), self._judge.mesh)
+
+
+def _check_scored(reward: Reward, scores: Scores) -> None:
+    """Stop a run whose rewards failed on every row: there is nothing to learn from, and the cause is not the policy."""
+    if not np.asarray(reward.valid).any():
+        failed = ((name, s) for name, row in scores.items() for s in row[:1] if s.status in ("error", "timeout"))
+        name, first = next(failed)
+        raise RunStopped(
+            Exit.DATA,
+            f"The text reward {name!r} failed on every row, on the first with {first.status}: {first.detail}. Correct"
+            " the reward, its settings or the data.",
+        )

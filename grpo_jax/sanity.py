@@ -1,0 +1,136 @@
+"""What has to hold of the settings of an experiment beyond the ranges of its groups: types, and how they fit together.
+
+Each group checks its own ranges when it is made. What is asked here is asked once more of all of them (is a count a
+whole number, is a number finite) and of several together (groups of one, splits over a mesh, tokens that exist).
+"""
+
+import dataclasses
+import math
+import numbers
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from grpo_jax.groups import by_prompt
+from grpo_jax.objectives import functions
+from grpo_jax.sharding import BATCH_AXES
+
+UNBOUNDED = frozenset({"train.gap_limit"})
+"""Numbers that may be infinite, which switches off what they limit."""
+
+
+def check(experiment: Any) -> None:
+    """Raise a ValueError about the `Experiment`: the setting, what was given, what is allowed and what to do."""
+    for path, kind, value in _numbers("", experiment):
+        _check_number(path, kind, value)
+    _check_text_rewards(experiment)
+    _check_scoring(experiment)
+    _check_stop(experiment)
+    _check_group_size(experiment)
+    _check_mesh(experiment)
+
+
+def _numbers(prefix: str, group: Any) -> Iterator[tuple[str, type, Any]]:
+    """Path, wanted type (int or float) and value of every number in the nested settings `group`."""
+    hints = typing.get_type_hints(type(group))
+    for field in dataclasses.fields(group):
+        value, path = getattr(group, field.name), f"{prefix}{field.name}"
+        kinds = _kinds(hints[field.name])
+        if value is None and type(None) in kinds:
+            continue
+        wanted = next((kind for kind in (float, int) if kind in kinds), None)
+        if wanted is not None and str not in kinds and bool not in kinds and not hasattr(value, "aval"):
+            yield path, wanted, value
+        elif dataclasses.is_dataclass(value) and type(value).__module__.startswith("grpo_jax."):
+            yield from _numbers(f"{path}.", value)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _check_number(path: str, kind: type, value: Any) -> None:
+    fits = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, fits):
+        allowed, remedy = ("a whole number", "without a fraction") if kind is int else ("a number", "as a number")
+        raise ValueError(f"{path}: got {value!r:.80}, allowed is {allowed}: write it {remedy} and without quotes")
+    if math.isnan(value) or (math.isinf(value) and path not in UNBOUNDED):
+        raise ValueError(f"{path}: got {value}, allowed are finite numbers: give one")
+
+
+def _check_text_rewards(experiment: Any) -> None:
+    rewards = experiment.text_rewards
+    if not isinstance(rewards, Mapping):
+        raise ValueError(
+            f"text_rewards: got a {type(rewards).__name__}, allowed is a mapping from names to (function, weight):"
+            ' write {"accuracy": (rewards.text.accuracy, 1.0)}'
+        )
+    for name, pair in rewards.items():
+        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0])):
+            raise ValueError(
+                f"text_rewards[{name!r}]: got {pair!r:.80}, allowed is a pair of a function and its weight: write"
+                f" {{{name!r}: (my_reward, 1.0)}}"
+            )
+        if not hasattr(pair[1], "__array__"):  # of an array `describe` says what to do
+            _check_number(f"text_rewards[{name!r}][1], its weight", float, pair[1])
+
+
+def _check_scoring(experiment: Any) -> None:
+    scoring = experiment.scoring
+    checks = (
+        ("workers", scoring.workers is None or scoring.workers >= 1, "None or >= 1"),
+        ("timeout_s", scoring.timeout_s > 0, "> 0 seconds: a reward that hangs has to end"),
+        ("memory_mb", scoring.memory_mb >= 1, ">= 1"),
+        ("failure_share", 0 <= scoring.failure_share <= 1, "0 to 1, a share of rows"),
+    )
+    for name, fits, allowed in checks:
+        if not fits:
+            got = getattr(scoring, name)
+            raise ValueError(f"scoring.{name}: got {got}, allowed {allowed}: change it to a number in that range")
+
+
+def _check_stop(experiment: Any) -> None:
+    vocab = experiment.data.tokenizer.vocab_size
+    unknown = [token for token in experiment.sampling.stop if token >= vocab]
+    if unknown:
+        raise ValueError(
+            f"sampling.stop: got {unknown[0]}, allowed are ids of tokens, 0 to {vocab - 1}: write"
+            " stop=(data.tokenizer.eos,)"
+        )
+
+
+def _check_group_size(experiment: Any) -> None:
+    """A comparison within a group of one teaches nothing: its advantage is 0 by the convention ``singleton="zero"``."""
+    train, recipe = experiment.train, experiment.recipe
+    if train.group_size != 1 or train.steps == 0:
+        return
+    if by_prompt not in [function for function, _ in functions(recipe.grouping)]:
+        return
+    for function, keywords in functions(recipe.advantage):
+        if keywords.get("singleton") == "zero":
+            raise ValueError(
+                f"train.group_size: got 1, allowed >= 2 with the advantage {function.__name__}: it compares the"
+                " completions of a prompt with each other, and one alone is always worth 0; raise train.group_size, or"
+                " take advantages.batch_centered, which compares all rows of a step"
+            )
+
+
+def _check_mesh(experiment: Any) -> None:
+    """Prompts and demonstrations are spread over the shards of the batch, each of which gets as many."""
+    mesh = experiment.mesh
+    if mesh is None:
+        return
+    for axis, size in mesh.items():
+        _check_number(f"mesh[{axis!r}]", int, size)
+    shards = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES)
+    warm = experiment.warm_start
+    counts = {"train.prompts": experiment.train.prompts} | ({} if warm is None else {"warm_start.rows": warm.rows})
+    for name, count in counts.items():
+        if shards > 0 and count % shards:
+            near = " and ".join(str(n) for n in (count // shards * shards, -(-count // shards) * shards) if n)
+            raise ValueError(
+                f"{name}: got {count}, which {shards} shards of the mesh {dict(mesh)} do not divide; the nearest valid"
+                f" numbers are {near}: change {name} or the mesh"
+            )

@@ -1,0 +1,75 @@
+"""Phases of a step: their clock, their memory, and what they share."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from grpo_jax import compiled, phases
+from grpo_jax.experiment import Experiment, step_settings
+from grpo_jax.objectives import dr_grpo
+from grpo_jax.phases import Phases, Stopwatch, peak_memory
+from grpo_jax.rewards.guards import FailureLimit
+from grpo_jax.setup import judge, problems
+from grpo_jax.train import init_state
+from tests.system.small_run import PLAIN, VARIANTS
+
+
+def test_a_stopwatch_accounts_for_every_second():
+    now = iter([10.0, 11.0, 13.0, 13.5, 20.0])
+    clock = Stopwatch(now=lambda: next(now))
+    for name in ("a", "b", "a"):
+        clock.mark(name)
+    assert clock.lap() == {"a": 1.0 + 0.5, "b": 2.0}
+    clock.mark("b")
+    assert clock.lap() == {"b": 6.5} and clock.lap() == {}
+
+
+def test_memory_is_that_of_the_device_where_it_says_so(monkeypatch: pytest.MonkeyPatch):
+    found, of = peak_memory()
+    assert of == "process" and 1e7 < found < 1e12
+
+    class Device:
+        def __init__(self, stats: dict[str, int] | None) -> None:
+            self.stats = stats
+
+        def memory_stats(self) -> dict[str, int] | None:
+            return self.stats
+
+    devices = [Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7}), Device(None)]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert peak_memory() == (7.0, "device")
+
+
+def ready(experiment: Experiment) -> Phases:
+    found = judge(experiment, problems(experiment))
+    reference = init_state(0, step_settings(experiment).gradient).params
+    return Phases(step_settings(experiment), found, reference, clock=Stopwatch(), failures=FailureLimit())
+
+
+def test_runs_that_differ_in_their_recipe_share_all_but_the_update(monkeypatch: pytest.MonkeyPatch):
+    made: list[object] = []
+
+    def noted(*args: Any, **kwargs: Any) -> object:
+        made.append(compiled.compiled(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(phases, "compiled", noted)
+    ready(PLAIN)
+    ready(dataclasses.replace(PLAIN, recipe=dr_grpo(), optimizer=dataclasses.replace(PLAIN.optimizer, b1=0.5)))
+    (sample, refer, learn, reward), others = made[:4], made[4:]
+    assert (others[0], others[1], others[3]) == (sample, refer, reward) and others[2] is not learn
+
+
+@pytest.mark.parametrize("variant", ["plain", "text"])
+def test_a_step_goes_through_its_phases_in_order(variant: str):
+    experiment = VARIANTS[variant]
+    run, clock = ready(experiment), Stopwatch()
+    run._clock = clock
+    state = init_state(0, step_settings(experiment).gradient)
+    state, learned = run.learn(state, run.score(run.rollout(state, experiment.data.draw(0, np.arange(8)))))
+    assert list(clock.lap()) == ["rollout", "reward", "reference"]
+    assert (learned.scored.scores is None) == (learned.scored.texts is None) == (variant == "plain")
+    assert int(state.step) == 1 and learned.batch.logp_ref is None  # the recipe has no use for a reference

@@ -1,0 +1,33 @@
+"""What a run is set up from."""
+
+import dataclasses
+
+import pytest
+
+from grpo_jax.experiment import Evaluation
+from grpo_jax.setup import judge, plan, problems, workers
+from tests.rewards import odd
+from tests.system.small_run import DATA, PLAIN, VARIANTS
+
+
+def test_the_display_is_told_how_long_the_phases_may_be():
+    assert plan(PLAIN).steps == {"warm_start": 8, "grpo": 6} and plan(PLAIN).rows == 8 * 4
+    assert plan(VARIANTS["cold"]).steps["warm_start"] == 0
+
+
+def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
+    with workers(dataclasses.replace(PLAIN, text_rewards=DATA.text_rewards())) as pool:
+        assert pool is None
+    with workers(dataclasses.replace(PLAIN, text_rewards={"own": (odd.length, 1.0)}, warm_start=None)) as pool:
+        assert pool is not None
+
+
+def test_a_judge_knows_the_held_out_problems():
+    given = problems(PLAIN)
+    assert given.length.shape == (16,)
+    assert judge(PLAIN, given).prompts is given and judge(PLAIN, given).mesh is None
+
+
+def test_data_that_cannot_give_what_the_run_asks_for_is_refused_beforehand():
+    with pytest.raises(ValueError, match="count: got 3000000; allowed are 1 to"):
+        problems(dataclasses.replace(PLAIN, evaluation=Evaluation(prompts=8, full_prompts=3_000_000)))
