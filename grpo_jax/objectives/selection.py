@@ -232,7 +232,7 @@ def _kth_largest_bits(order: Array, mask: Array, number: Array) -> Array:
     bits = jnp.iinfo(order.dtype).bits
 
     def lower(k: Array, bar: Array) -> Array:
-        trial = bar | jnp.left_shift(jnp.ones((), order.dtype), (bits - 1 - k).astype(order.dtype))
+        trial = bar | jnp.left_shift(jnp.ones((), order.dtype), jnp.asarray(bits - 1 - k, order.dtype))
         return jnp.where(jnp.sum(mask & (order >= trial), dtype=jnp.int32) >= number, trial, bar)
 
     return jax.lax.fori_loop(0, bits, lower, jnp.zeros((), order.dtype))

@@ -101,3 +101,24 @@ def batch_of(collected: Collected, recipe: o.Recipe, stats: TokenStats | None = 
 def laboratory() -> tuple[Callable[..., Arrays], Callable, Callable]:
     """(draw, records, batch_of) of this file."""
     return draw, records, batch_of
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> Callable[..., tuple[TokenStats, Batch]]:
+    """``by_hand(ratio, mismatch=, advantage=, mask=)``: x = -1, the given ratios new / old and old / behaviour."""
+    return _by_hand
+
+
+def _by_hand(ratio: list, *, mismatch: list | None = None, advantage: list | None = None, mask: list | None = None):
+    r = np.asarray(ratio, np.float32)
+    rows = r.shape[0]
+    arrays = draw(lengths=(r.shape[1],) * rows, prompt=(0,) * rows, width=r.shape[1])
+    if mask is not None:
+        arrays["mask"] = np.asarray(mask, bool)
+    arrays["logp"] = np.full_like(r, -1.0)
+    arrays["logp_old"] = arrays["logp"] - np.log(r)
+    arrays["behavior"] = arrays["logp_old"] - np.log(np.asarray(mismatch or np.ones_like(r), np.float32))
+    stats, collected = records(arrays, prompts=1)
+    batch = batch_of(collected, o.RECIPES["ppo_clip"])
+    value = np.ones_like(r) if advantage is None else np.broadcast_to(np.asarray(advantage, np.float32), r.shape)
+    return stats, dataclasses.replace(batch, advantage=jnp.asarray(value))
