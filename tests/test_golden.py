@@ -21,6 +21,7 @@ import pytest
 
 from grpo_jax import advantages, masked, metrics
 from grpo_jax import objectives as o
+from grpo_jax.models.logprobs import token_statistics
 from grpo_jax.types import Array, Batch, Prompts, Reward, Rollouts, TokenStats
 
 HERE = Path(__file__).resolve().parent / "golden"
@@ -33,8 +34,6 @@ Binding = Callable[[Inputs, Hyper], Mapping[str, Array]]
 UNBOUND = {
     "advantage": "discounted_returns gae gae_length_adaptive gpg lambda_returns maxrl multi_reward_weighted_sum "
     "optimal_token_baseline passk_analytic reinforce_batch_norm reinforce_pp reinforce_pp_baseline remax",
-    "entropy": "categorical entropy_loss",
-    "logprob": "selective_log_softmax",
     "reward_shaping": "soft_overlong soft_overlong_unbounded",
 }
 
@@ -547,6 +546,31 @@ def top_entropy_mask(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
     return removed(Policy(o.reinforce, keep=partial(o.chosen, name="top_entropy")), stats, batch)
 
 
+def token_logp(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
+    return token_statistics(inputs["logits"], inputs["token_ids"], temperature=hyper["temperature"])
+
+
+def entropy(inputs: Inputs, hyper: Hyper, *, sign: float = 1.0) -> Mapping[str, Array]:
+    """The entropy at every position, its mean, and the loss that is minus this mean."""
+
+    def per_position(logits: Array) -> Array:
+        nothing = jnp.zeros(logits.shape[:2], jnp.int32)
+        return token_statistics(logits, nothing, want=("entropy",))["entropy"]
+
+    logits = inputs["logits"]
+    if hyper["aggregation"] == "none":
+        return {"entropy": per_position(logits)}
+
+    def objective(logits: Array) -> Array:
+        stats, batch = record({"mask": inputs["mask"], "entropy": per_position(logits)})
+        part = o.Part(aggregation(hyper, batch.mask)[0], o.negative_entropy)
+        return -o.loss((part,), stats, dataclasses.replace(batch, weight=o.weights((part,), batch)))
+
+    mean, gradient = jax.value_and_grad(objective)(logits)
+    result = {"entropy": per_position(logits), "mean_entropy": mean, "loss": -mean}
+    return result | {"grad_logits": sign * gradient}
+
+
 def reinforce(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
     if "logits" in inputs:
         return reinforce_from_logits(inputs, hyper)
@@ -587,7 +611,10 @@ BINDINGS = table(
     kl=(kl, "k1 k2 k3 abs low_var_kl unbiased_k1 unbiased_k2 unbiased_k3 unbiased_low_var_kl"),
     kl__reward=(kl_in_reward, "kl_in_reward"),
     kl_controller=(kl_controller, "adaptive_proportional"),
-    entropy=(top_entropy_mask, "top_entropy_mask"),
+    entropy=(entropy, "categorical"),
+    entropy__loss=(partial(entropy, sign=-1.0), "entropy_loss"),
+    entropy__mask=(top_entropy_mask, "top_entropy_mask"),
+    logprob=(token_logp, "selective_log_softmax"),
     policy_loss__ppo=(
         partial(policy, build=ppo),
         "grpo ppo_clip ppo_clip_dual grpo_kl_unbiased grpo_kl_unbiased_on_policy gspo gspo_token luspo "

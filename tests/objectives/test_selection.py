@@ -46,10 +46,10 @@ def test_nothing_is_chosen_of_nothing():
 def test_the_quantile_is_that_of_numpy(q: float):
     rng = np.random.default_rng(1)
     x, mask = rng.normal(size=(5, 9)).astype(np.float32), rng.random((5, 9)) < 0.8
-    got = quantile(jnp.asarray(x), jnp.asarray(mask), q)
+    got = quantile(jnp.asarray(x), jnp.asarray(mask), q=q)
     np.testing.assert_allclose(got, np.quantile(x[mask], q), rtol=1e-5)
     np.testing.assert_allclose(got, masked.quantile(jnp.asarray(x), jnp.asarray(mask), q), rtol=1e-6)
-    assert quantile(jnp.asarray(x), jnp.zeros((5, 9), bool), q) == 0.0
+    assert quantile(jnp.asarray(x), jnp.zeros((5, 9), bool), q=q) == 0.0
 
 
 @pytest.fixture
