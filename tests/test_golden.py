@@ -532,12 +532,11 @@ def value_loss(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
     clip = hyper["eps_value"]
     loss, gradient = evaluate((o.Part(reduce, o.scale(partial(o.value_clip, clip=clip), by=scale)),), stats, batch)
     stats, batch = o.clean(stats, batch)
-    plain, clipped = (
-        o.value_clip(stats, batch, clip=None),
-        (o.clipped_value(stats, batch, clip=clip) - batch.returns) ** 2 / 2,
-    )
+    plain = o.value_clip(stats, batch, clip=None)
+    clipped = jnp.square(o.clipped_value(stats, batch, clip=clip) - jnp.where(batch.mask, inputs["returns"], 0.0)) / 2
     share = masked.mean((clipped > plain).astype(plain.dtype), batch.mask)
-    return {"loss": loss, "grad_values": gradient.value, "clip_fraction": share}
+    slope = {} if gradient.value is None else {"grad_values": gradient.value}
+    return {"loss": loss, "clip_fraction": share} | slope
 
 
 def top_entropy_mask(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
