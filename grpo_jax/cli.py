@@ -1,6 +1,9 @@
 """The command line: ``grpo-jax train FILE [flags]``, and the same flags for ``python FILE``.
 
-``show RUN``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest checkpoint.
+``ablate FILE`` trains all variants of a file with several seeds and compares them.
+
+``show RUN``, ``report RUN...``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest
+checkpoint.
 
 Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage, 5 data or reward, 70 hang, 75
 preempted.
@@ -9,10 +12,11 @@ preempted.
 import argparse
 import difflib
 import importlib.util
+import os
 import platform
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +24,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from grpo_jax import __version__
-from grpo_jax.endings import Unloadable, guarded, page
-from grpo_jax.lifeline import MEANINGS, BadData, Exit, say
+from grpo_jax.endings import Unloadable, guarded
+from grpo_jax.lifeline import MEANINGS, BadData, Exit, page, say
 from grpo_jax.origin import Origin, origin_of
 
 if TYPE_CHECKING:
     from grpo_jax.experiment import Experiment
+
+SAMPLES = "worst, best, truncated, invalid or disagreement (of verifiers)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,9 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument("file", metavar="FILE", help="Python file with an EXPERIMENT, and perhaps VARIANTS")
     _flags(train)
+    ablate = commands.add_parser("ablate", help="train the VARIANTS of FILE with several seeds and compare them")
+    ablate.add_argument("file", metavar="FILE", help="Python file with VARIANTS, and perhaps SEEDS")
+    _ablate_flags(ablate)
     _show_flags(commands.add_parser("show", help="what is in the folder of a run: table, curves, alerts, completions"))
-    _eval_flags(commands.add_parser("eval", help="evaluate the newest checkpoint of a run again, in other sizes"))
-    _sample_flags(commands.add_parser("sample", help="print completions of the newest checkpoint of a run"))
+    _report_flags(commands.add_parser("report", help="write figures and a page of HTML about one run or several"))
+    _eval_flags(commands.add_parser("eval", help="evaluate a checkpoint of a run again, in other sizes"))
+    _sample_flags(commands.add_parser("sample", help="print completions of a checkpoint of a run"))
     helping = commands.add_parser("help", help="what a command does, its flags and their defaults")
     helping.add_argument("of", metavar="COMMAND", nargs="?", choices=sorted(commands.choices), help="default: all")
     helping.set_defaults(act=partial(_help, parser, commands.choices))
@@ -74,8 +84,22 @@ def _help(parser: _Parser, commands: Mapping[str, _Parser], parsed: argparse.Nam
 
 def main_for(file: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """The same for an experiment that is run as a script; ends the process."""
-    parser = _Parser(prog=Path(file).name, description="Train this experiment, or continue it.")
-    _flags(parser)
+    _script(file, arguments, _flags, "Train this experiment, or continue it.")
+
+
+def ablate_for(file: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """``grpo-jax ablate`` for a file that is run as a script; ends the process."""
+    _script(file, arguments, _ablate_flags, "Train all variants of this file and compare them, or go on with it.")
+
+
+def _script(
+    file: str,
+    arguments: Sequence[str] | None,
+    flags: Callable[[argparse.ArgumentParser], None],
+    description: str,
+) -> NoReturn:
+    parser = _Parser(prog=Path(file).name, description=description)
+    flags(parser)
     parsed = parser.parse_args(arguments)
     parsed.file = file
     sys.exit(guarded(partial(parsed.act, parsed)))
@@ -102,7 +126,18 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(act=_train)
 
 
-def _choices(parser: argparse.ArgumentParser) -> None:
+def _ablate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variants", metavar="A,B", help="some of the VARIANTS, or EXPERIMENT; default all VARIANTS")
+    parser.add_argument("--seeds", metavar="0,1,2", help="default the SEEDS of the file, else that of the experiments")
+    _settings(parser)
+    parser.add_argument("--dir", metavar="DIR", help="folder of the ablation; default runs/FILE-ablation")
+    parser.add_argument("--rollouts", metavar="FILE", help="the first variant records, the others learn from the same")
+    parser.add_argument("--fresh", action="store_true", help="move an existing ablation aside and start anew")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and how they differ; train nothing")
+    parser.set_defaults(act=_ablate)
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="settings",
@@ -111,22 +146,47 @@ def _choices(parser: argparse.ArgumentParser) -> None:
         metavar="A.B=V",
         help="change a setting; may be repeated; default: as the file says",
     )
+
+
+def _choices(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
     parser.add_argument("--variant", metavar="NAME", help="one of the VARIANTS of the file; default: its EXPERIMENT")
 
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument("--samples", metavar="WHICH", help="completions too: worst, best, truncated or invalid")
+    parser.add_argument("--samples", metavar="WHICH", help=f"completions too: {SAMPLES}; default: none")
     parser.add_argument("--set-name", default="train", metavar="SET", help="train (the default) or heldout")
     parser.add_argument("--step", type=int, metavar="N", help="step of the completions; default the newest")
     parser.add_argument("--most", type=int, default=5, metavar="K", help="completions at most, default 5")
+    _verifiers(parser)
     parser.set_defaults(act=_show)
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; of several the page shows all")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the page; default RUN/report.html with RUN/figure.svg, of several ./report.html"
+    )
+    parser.add_argument(
+        "--most", type=int, default=12, metavar="K", help="completions of a set and step at most, default 12"
+    )
+    _verifiers(parser)
+    parser.set_defaults(act=_report)
+
+
+def _verifiers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verifiers", metavar="A,B", help="components that may disagree; default accuracy... of 0 and 1"
+    )
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     _run_flags(parser)
     parser.add_argument("--prompts", type=int, metavar="N", help="held-out problems; default evaluation.full_prompts")
     parser.add_argument("--samples", type=int, metavar="K", help="completions of each; default evaluation.samples")
+    parser.add_argument("--sets", metavar="A,B", help="held-out sets; default all")
+    parser.add_argument("--ks", type=_numbers, metavar="K,K", help="of pass@k and maj@k; default evaluation.ks")
     parser.set_defaults(act=_evaluate)
 
 
@@ -145,6 +205,16 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="FILE", help="file of the experiment; default the one the run was started by")
     _choices(parser)
     parser.add_argument("--seed", type=int, metavar="S", help="of the sampled tokens; default that of the run")
+    parser.add_argument(
+        "--checkpoint",
+        default="newest",
+        metavar="WHICH",
+        help="newest (the default), best, a step of GRPO, or warm_start/STEP",
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _train(parsed: argparse.Namespace) -> int:
@@ -157,12 +227,30 @@ def _train(parsed: argparse.Namespace) -> int:
     check_backend()
     experiment = _experiment(parsed.file, parsed.variant, parsed.settings)
     if parsed.dry_run:
-        page(preview(experiment))
+        found = preview(experiment)
+        page(found.page)
+        if found.trouble is not None:
+            raise BadData(found.trouble)
         return int(Exit.DONE)
     origin = Origin(str(Path(parsed.file).resolve()), parsed.variant, tuple(parsed.settings))
-    accept = {"accept_code_change": True} if parsed.accept_code_change else {}
-    run(experiment, run_dir=parsed.run_dir, fresh=parsed.fresh, origin=origin, **accept)
+    how = {"run_dir": parsed.run_dir, "fresh": parsed.fresh, "accept_code_change": parsed.accept_code_change}
+    run(experiment, **how, origin=origin)
     return int(Exit.DONE)
+
+
+def _ablate(parsed: argparse.Namespace) -> int:
+    from grpo_jax.ablation import command
+    from grpo_jax.compiled import keep_programs
+
+    keep_programs()
+    file = Path(parsed.file)
+    chosen = {"variants": parsed.variants, "seeds": parsed.seeds, "rollouts": parsed.rollouts}
+    ablation = command.planned(file, load(file), assignments=parsed.settings, **chosen)
+    folder = Path(parsed.dir or Path("runs") / f"{file.stem}-ablation")
+    if parsed.dry_run:
+        page(command.preview(ablation, folder))
+        return int(Exit.DONE)
+    return command.ablate(ablation, folder, fresh=parsed.fresh, show=page)
 
 
 def _show(parsed: argparse.Namespace) -> int:
@@ -170,10 +258,23 @@ def _show(parsed: argparse.Namespace) -> int:
 
     page(overview(Path(parsed.run)))
     if parsed.samples is not None:
-        chosen = samples(
-            Path(parsed.run), which=parsed.samples, set_name=parsed.set_name, step=parsed.step, most=parsed.most
-        )
+        asked = {"which": parsed.samples, "set_name": parsed.set_name, "step": parsed.step, "most": parsed.most}
+        chosen = samples(Path(parsed.run), verifiers=_names(parsed.verifiers), **asked)
         page(f"\n{chosen}")
+    return int(Exit.DONE)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name for name in text.split(",") if name]
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from grpo_jax.report.page import write
+
+    out = Path(parsed.out) if parsed.out else None
+    how = {"most": parsed.most, "verifiers": _names(parsed.verifiers)}
+    for path in write([Path(run) for run in parsed.runs], out=out, **how):
+        page(f"{path}\n")
     return int(Exit.DONE)
 
 
@@ -182,7 +283,10 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import evaluate_again, evaluation_table
 
     run, sizes = Path(parsed.run), {"prompts": parsed.prompts, "samples": parsed.samples, "seed": parsed.seed}
-    page(f"{evaluation_table(evaluate_again(run, experiment, **sizes))}numbers in {run / 'eval.json'}\n")
+    what = {"sets": _names(parsed.sets), "ks": parsed.ks, "checkpoint": parsed.checkpoint}
+    page(evaluation_table(evaluate_again(run, experiment, **sizes, **what)))
+    if os.access(run, os.W_OK):
+        page(f"numbers in {run / 'eval.json'}\n")
     return int(Exit.DONE)
 
 
@@ -191,6 +295,7 @@ def _sample(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import sample_again, sample_page
 
     how = {"samples": parsed.samples, "temperature": parsed.temperature, "seed": parsed.seed}
+    how["checkpoint"] = parsed.checkpoint
     page(sample_page(sample_again(Path(parsed.run), experiment, texts=parsed.prompts, **how)))
     return int(Exit.DONE)
 

@@ -7,10 +7,9 @@ asking (``GRPO_JAX_TRACEBACK=1``). What is left without a sentence is a mistake 
 import errno
 import os
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from grpo_jax.lifeline import BadData, Exit, RunStopped, say
 from grpo_jax.report import clean
@@ -93,27 +92,3 @@ def _leave_on_sigterm() -> Callable[[int, FrameType | None], object] | int | Non
 def _preempted(number: int, frame: FrameType | None) -> NoReturn:
     del number, frame
     raise RunStopped(Exit.PREEMPTED, "SIGTERM before the run began or after its end; run the same command again.")
-
-
-def page(text: str) -> None:
-    """`text` on standard output, with a question mark for what that cannot spell; a reader who has left is no error."""
-    stream = sys.stdout
-    if stream is None:  # its descriptor is closed
-        return
-    spelling = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        stream.write(text.encode(spelling, "replace").decode(spelling))
-        stream.flush()
-    except BrokenPipeError:
-        give_up(stream)
-
-
-def give_up(stream: TextIO) -> None:
-    """Point a stream that nobody reads at nothing; else Python fails to flush it on leaving, with a code of its own."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, stream.fileno())
-    except (OSError, ValueError):
-        return
-    finally:
-        os.close(nowhere)

@@ -89,8 +89,11 @@ def wilson(successes: int, n: int, *, level: float = LEVEL) -> Estimate:
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"successes: got {successes} of n = {n}; allowed are 0 to n with n at least 1")
+    return _wilson(successes / n, n, level)
+
+
+def _wilson(p: float, n: int, level: float) -> Estimate:
     z = _quantile(level)
-    p = successes / n
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -124,13 +127,25 @@ def bootstrap(values: np.ndarray, *, level: float = LEVEL, resamples: int = RESA
     return Estimate(value, min(value, float(low)), max(value, float(high)), n)
 
 
+def share(values: np.ndarray, *, level: float = LEVEL, seed: int = 0) -> Estimate:
+    """Mean of one value in [0, 1] a prompt (f64[P], NaN entries left out) with the interval of `bootstrap`.
+
+    Where all values are equal resampling sees no spread and its interval would be a point, however few the prompts.
+    Then it is Wilson's for as many trials as prompts, which is wide enough: no variable in [0, 1] of the same mean
+    varies more than a coin.
+    """
+    found = bootstrap(values, level=level, seed=seed)
+    flat = found.n > 0 and found.low == found.high
+    return _wilson(found.value, found.n, level) if flat else found
+
+
 def accuracy(correct: np.ndarray, *, valid: np.ndarray | None = None, level: float = LEVEL, seed: int = 0) -> Estimate:
     """pass@1: mean over prompts of the share of correct samples. Wilson's interval for n = 1, else the bootstrap."""
     correct, valid = _checked(correct, 1, valid)
     counted = int(valid.any(axis=1).sum())
     if correct.shape[1] == 1 and counted:
         return wilson(int((correct & valid).sum()), counted, level=level)
-    return bootstrap(pass_at_k(correct, 1, valid=valid), level=level, seed=seed)
+    return share(pass_at_k(correct, 1, valid=valid), level=level, seed=seed)
 
 
 def summarize(
@@ -147,9 +162,9 @@ def summarize(
     for k in ks:
         if k == 1:
             continue
-        out[f"pass@{k}"] = bootstrap(pass_at_k(correct, k, valid=valid), level=level, seed=seed)
+        out[f"pass@{k}"] = share(pass_at_k(correct, k, valid=valid), level=level, seed=seed)
         if answers is not None:
-            out[f"maj@{k}"] = bootstrap(maj_at_k(answers, correct, k, valid=valid), level=level, seed=seed)
+            out[f"maj@{k}"] = share(maj_at_k(answers, correct, k, valid=valid), level=level, seed=seed)
     return out
 
 

@@ -1,9 +1,12 @@
 """An experiment is a frozen value: every setting of a run, nested in groups, nothing read from anywhere else."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Literal
 
 from grpo_jax import objectives, sanity
 from grpo_jax.data import Task
@@ -11,8 +14,9 @@ from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import Recipe
 from grpo_jax.rewards.text import TextRewards
 from grpo_jax.sampling import Sampling
+from grpo_jax.sharding import BATCH_AXES
 from grpo_jax.train import IMITATION, Step, TokenReward
-from grpo_jax.updates import Gradient, Optimizer
+from grpo_jax.updates import AnyOptimizer, Gradient, Optimizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class WarmStart:
     gate: float = 0.3
     check_every: int = 100
     rows: int = 32
-    optimizer: Optimizer = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
+    optimizer: AnyOptimizer = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
     log_every: int = 100
 
     def __post_init__(self) -> None:
@@ -63,24 +67,43 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out evaluation: small ones during the run, a full one before GRPO and at its end."""
+    """Held-out evaluation: small ones during the run, a full one before GRPO and at its end.
+
+    Every set is measured, and every category of it. Accuracy is the share of correct samples, averaged over problems:
+    what is called avg@k, whatever k is, and pass@1.
+    """
 
     every: int = 10
     prompts: int = 256
     full_prompts: int | None = 2048
-    """Problems of a full evaluation; None: all that the data holds out."""
+    """Problems of a full evaluation; None: all that the data holds out. A further set may have fewer."""
     samples: int = 4
+    """Completions of each problem in a full evaluation."""
+    small_samples: int = 1
+    """Completions of each problem in a small one."""
+    ks: tuple[int, ...] | None = None
+    """Which pass@k and maj@k are reported, where there are k samples; None: those of all samples."""
+    category: str | None = "category"
+    """The key of the metadata whose values name the categories; a set without it has none."""
     show: int = 4
-    """Held-out prompts whose completions are written down at every evaluation."""
+    """Problems of every set whose completions are written down at every evaluation."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Checkpoints: one every `every` GRPO steps and every `warm_every` warm start steps; the last `keep` stay."""
+    """Checkpoints: one every `every` GRPO steps and every `warm_every` warm start steps; the last `keep` stay.
+
+    With `best`, the name of a metric of the small evaluations such as "accuracy/heldout", a state whose evaluation is
+    among the best `keep_best` is saved too, and stays for as long as it is. Full evaluations count with their own
+    value; of equal ones the earlier is better.
+    """
 
     every: int = 10
     warm_every: int = 500
     keep: int = 2
+    best: str | None = None
+    best_mode: Literal["max", "min"] = "max"
+    keep_best: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,12 +112,18 @@ class Scoring:
 
     A pair of record and reward that takes longer than `timeout_s` seconds, or kills its worker, is lost alone: its row
     counts nowhere. More than `failure_share` of the last 1,024 rows lost so stop the run.
+
+    Where text rewards are the reward, the prompts of a step are sampled in `chunks`, and each is scored while the next
+    is sampled. Before the first step the answers that the data knows to be right have to score 1 on "accuracy", and
+    junk 0; `canary` False leaves that out.
     """
 
     workers: int | None = None  # processes; None: one for each core
     timeout_s: float = 10.0
     memory_mb: int = 2048  # of a worker, beyond what it takes to load the rewards
     failure_share: float = 0.2
+    chunks: int | None = None  # a divisor of train.prompts; None: up to 4 with workers, else 1
+    canary: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,6 +132,9 @@ class Experiment:
 
     With a token reward the text rewards are its twins: they score the same rows at every evaluation and any
     disagreement stops the run. Without one they are the reward.
+
+    `heldout` names further sets of problems to evaluate on: all that each task holds out, up to the sizes of
+    `evaluation`. The set that `data` holds out is called "heldout". Further sets are scored by the text rewards alone.
     """
 
     name: str
@@ -114,12 +146,13 @@ class Experiment:
     reward: TokenReward | None = None
     seed: int = 0
     train: Train = Train()
-    optimizer: Optimizer = Optimizer()
+    optimizer: AnyOptimizer = Optimizer()
     warm_start: WarmStart | None = None
     evaluation: Evaluation = Evaluation()
     saving: Saving = Saving()
     scoring: Scoring = Scoring()
     mesh: Mapping[str, int] | None = None
+    heldout: Mapping[str, Task] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sanity.check(self)
@@ -138,6 +171,8 @@ class Experiment:
         _check_ranges(self)
         _check_rewards(self)
         _check_positions(self)
+        _check_further(self)
+        _check_chunks(self)
         step_settings(self).gradient.check(self.train.prompts)
 
 
@@ -163,14 +198,22 @@ def _check_ranges(experiment: Experiment) -> None:
         ("evaluation.prompts", evaluation.prompts, evaluation.prompts >= 1, ">= 1"),
         ("evaluation.full_prompts", full, full >= least, f">= evaluation.prompts, {least}"),
         ("evaluation.samples", evaluation.samples, evaluation.samples >= 1, ">= 1"),
+        ("evaluation.small_samples", evaluation.small_samples, evaluation.small_samples >= 1, ">= 1"),
         ("evaluation.show", evaluation.show, evaluation.show >= 0, ">= 0"),
         ("saving.every", saving.every, saving.every >= 1, ">= 1"),
         ("saving.warm_every", saving.warm_every, saving.warm_every >= 1, ">= 1"),
         ("saving.keep", saving.keep, saving.keep >= 1, ">= 1"),
+        ("saving.keep_best", saving.keep_best, saving.keep_best >= 1, ">= 1"),
+        *_ks_checks(evaluation),
     )
     for name, got, fits, allowed in checks:
         if not fits:
             raise ValueError(f"{name}: got {got}, allowed {allowed}: change it to a number in that range")
+
+
+def _ks_checks(evaluation: Evaluation) -> list[tuple[str, object, bool, str]]:
+    most = evaluation.samples
+    return [("evaluation.ks", k, 1 <= k <= most, f"1 to evaluation.samples, {most}") for k in evaluation.ks or ()]
 
 
 def _check_rewards(experiment: Experiment) -> None:
@@ -196,6 +239,60 @@ def _check_positions(experiment: Experiment) -> None:
             f"model.positions: got {got}, allowed >= {needed} for prompts of {data.prompt_width} and completions of"
             f" {completion} tokens: set model.positions={needed} or lower the widths"
         )
+
+
+def fitting_chunks(experiment: Experiment) -> list[int]:
+    """The numbers of pieces, ascending, into which the prompts of a step can be cut; each has to fill a mesh."""
+    prompts, mesh = experiment.train.prompts, experiment.mesh or {}
+    shards = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES)
+    return [count for count in range(1, prompts + 1) if prompts % count == 0 and prompts // count % shards == 0] or [1]
+
+
+def _check_chunks(experiment: Experiment) -> None:
+    got, fitting = experiment.scoring.chunks, fitting_chunks(experiment)
+    if got is not None and got not in fitting:
+        near = sorted(fitting, key=lambda count: abs(count - got))[:2]
+        raise ValueError(
+            f"scoring.chunks: got {got}, which does not cut {experiment.train.prompts} prompts into equal pieces that"
+            f" fit the mesh; the nearest valid numbers are {' and '.join(map(str, sorted(near)))}: change it or"
+            " train.prompts"
+        )
+
+
+OWN_SET = "heldout"
+"""What the problems are called that `Experiment.data` holds out."""
+TAKEN = (OWN_SET, "train", "greedy", "mean", "std", "min", "max", "low", "high", "stopped")
+"""Names that mean something else in metrics and samples, as in ``length/mean``."""
+
+
+def _check_further(experiment: Experiment) -> None:
+    """Raise a ValueError for a further set whose name or whose problems do not fit."""
+    data, saving = experiment.data, experiment.saving
+    if saving.best_mode not in ("max", "min"):
+        raise ValueError(f"saving.best_mode: got {saving.best_mode!r}, allowed max, min: choose one of these")
+    for name, task in experiment.heldout.items():
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", name) or not name.strip("."):
+            raise ValueError(
+                f"heldout: got a set called {name!r}, allowed are 1 to 40 letters, digits, '.', '_' and '-': it is part"
+                " of names of metrics"
+            )
+        if name in TAKEN:
+            raise ValueError(
+                f"heldout: got a set called {name!r}, allowed is any name but {', '.join(TAKEN)}: these have a meaning"
+                " already; choose another"
+            )
+        if task.tokenizer != data.tokenizer:
+            raise ValueError(
+                f"heldout.{name}: got a task with the tokenizer {task.tokenizer!r:.120}, allowed is that of the data,"
+                f" {data.tokenizer!r:.120}: the model reads no other"
+            )
+        needed = task.prompt_width + experiment.sampling.max_tokens
+        if experiment.model.positions and experiment.model.positions < needed:
+            raise ValueError(
+                f"heldout.{name}: got prompts of {task.prompt_width} tokens, which with completions of"
+                f" {experiment.sampling.max_tokens} need {needed} positions, allowed up to model.positions,"
+                f" {experiment.model.positions}: set model.positions={needed} or lower the width of its prompts"
+            )
 
 
 @dataclass(frozen=True)
@@ -258,10 +355,20 @@ def settings(experiment: Experiment) -> dict[str, str]:
     return dict(_flat("", experiment))
 
 
+def data_digest(experiment: Experiment) -> str:
+    """Of the data that the settings only name: that of `data`, and where there are further sets those of all."""
+    if not experiment.heldout:
+        return experiment.data.digest
+    parts = [experiment.data.digest, *(f"{name} {task.digest}" for name, task in sorted(experiment.heldout.items()))]
+    return sha256("\n".join(parts).encode()).hexdigest()
+
+
 def _flat(prefix: str, value: object) -> list[tuple[str, str]]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         rows = []
         for entry in dataclasses.fields(value):
             rows += _flat(f"{prefix}.{entry.name}" if prefix else entry.name, getattr(value, entry.name))
         return rows
+    if isinstance(value, Mapping) and any(dataclasses.is_dataclass(item) for item in value.values()):
+        return [row for name, item in sorted(value.items()) for row in _flat(f"{prefix}.{name}", item)]
     return [(prefix, objectives.describe(value, name=prefix))]

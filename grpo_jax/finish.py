@@ -8,19 +8,27 @@ from typing import Any
 
 import jax
 
-from grpo_jax import STARTED, report
+from grpo_jax import report
 from grpo_jax.checkpoint import state_digest
 from grpo_jax.compiled import traces
 from grpo_jax.experiment import Experiment, Summary
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import read, write_json
+from grpo_jax.lifeline import page, say
 from grpo_jax.types import TrainState
 
 MEASURED = ("accuracy", "greedy", "format", "length", "entropy")
 
 
-def summarise(experiment: Experiment, folder: RunFolder, state: TrainState, meta: Mapping[str, Any]) -> Summary:
-    """Write and print what the run came to."""
+def summarise(
+    experiment: Experiment,
+    folder: RunFolder,
+    state: TrainState,
+    meta: Mapping[str, Any],
+    *,
+    begun: tuple[float, float],
+) -> Summary:
+    """Write and print what the run came to; `begun` are wall and CPU seconds from which this attempt counts."""
     folder.checkpoints.wait()
     metrics = read(folder.path / "metrics.jsonl")
     before, after = report.ends(metrics)
@@ -33,11 +41,11 @@ def summarise(experiment: Experiment, folder: RunFolder, state: TrainState, meta
         name=experiment.name,
         steps=experiment.train.steps,
         warm_steps=int(meta.get("warm_steps", 0)),
-        seconds=time.monotonic() - STARTED + _earlier(folder, "seconds"),
-        cpu_seconds=time.process_time() + _earlier(folder, "cpu_seconds"),
+        seconds=time.monotonic() - begun[0] + _earlier(folder, "seconds"),
+        cpu_seconds=time.process_time() - begun[1] + _earlier(folder, "cpu_seconds"),
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         state_digest=state_digest({"params": state.params, "opt_state": state.opt_state, "step": state.step}),
-        estimates={"before": _heldout(before), "after": _heldout(after)},
+        estimates={"before": _estimates(before), "after": _estimates(after)},
         traces=traces(),
         **numbers,
     )
@@ -57,8 +65,10 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _heldout(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if "/heldout" in name}
+def _estimates(row: Mapping[str, Any]) -> dict[str, float]:
+    """What an evaluation found of every set and category, by the names of the journal."""
+    there = tuple(f"/{place}{end}" for place in report.places(row) for end in ("", *report.BOUNDS))
+    return {name: value for name, value in row.items() if name.endswith(there)}
 
 
 def _print(folder: RunFolder, summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -70,9 +80,15 @@ def _print(folder: RunFolder, summary: Summary, metrics: Sequence[Mapping[str, A
         for end in (before, after)
     )
     shown = report.rendered(report.table(before, after), report.completions(first, last))
-    print(f"\n{shown}\n{report.describe_run(metrics)}\n")
-    print(
+    if len(report.places(before, after)) > 1:
+        shown = f"{report.rendered(report.sets_change(before, after), width=report.WIDTH)}\n{shown}"
+    told = (
+        f"\n{shown}\n{report.describe_run(metrics)}\n\n"
         f"{summary.parameters:,} parameters, {summary.warm_steps} warm start and {summary.steps} GRPO steps,"
         f" {summary.seconds:.0f} s, {summary.cpu_seconds:.0f} CPU s; curves in {folder.path / 'figure.svg'},"
-        f" numbers in {folder.path / 'summary.json'}"
+        f" numbers in {folder.path / 'summary.json'}\n"
     )
+    try:
+        page(told)
+    except OSError as error:  # everything is on disk: the run is done
+        say(f"the summary could not be printed ({error.strerror}); numbers are in {folder.path / 'summary.json'}")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from grpo_jax import __version__, objectives
 from grpo_jax.checkpoint import Checkpoints, Restored
-from grpo_jax.experiment import Experiment, settings
-from grpo_jax.journal import Journal, read, sole_writer, write_json
+from grpo_jax.experiment import Experiment, data_digest, settings
+from grpo_jax.journal import Journal, looking, read, sole_writer, write_json
 from grpo_jax.lifeline import DataError, say
 from grpo_jax.origin import CONFIG, FORMAT, Origin, held, stored
 from grpo_jax.types import TrainState
@@ -39,6 +39,10 @@ class Position(NamedTuple):
         """What a record stores of its position."""
         return {"phase": PHASES[self.phase], "step": self.step}
 
+    def index(self, meta: Mapping[str, Any]) -> int:
+        """The number of the checkpoint here: steps of the warm start, of which `meta` knows, and of GRPO."""
+        return meta.get("warm_steps", 0) + self.step if self.phase else self.step
+
 
 @dataclass
 class RunFolder:
@@ -54,15 +58,19 @@ class RunFolder:
     _accepted: dict[str, Any] | None
     _held: ExitStack
 
-    def restore(self, abstract: TrainState) -> Restored | None:
+    def restore(self, *abstract: TrainState) -> Restored | None:
         """The newest valid checkpoint, with the journals rewound to it; None for a run that has none.
 
-        `abstract` gives shapes, dtypes and shardings of the state; they are the same in both phases.
+        `abstract` gives shapes, dtypes and shardings of the state, in each phase where their optimisers differ.
         """
-        restored = self.checkpoints.restore(abstract)
+        restored = self.checkpoints.restore(*abstract)
         reached = Position(-1, 0) if restored is None else Position.of(restored.meta)
-        for journal in (self.metrics, self.samples):
-            journal.rewind(lambda record: Position.of(record) <= reached)
+        moved = [j.rewind(lambda record: Position.of(record) <= reached) for j in (self.metrics, self.samples)]
+        if restored is None and any(moved):
+            say(
+                f"{self.path} has no checkpoint: the run begins again. What it had written is in"
+                f" {self.metrics.superseded.name} and {self.samples.superseded.name}."
+            )
         self._check_metrics(reached)
         if self._accepted is not None:
             *earlier, latest = self._accepted["history"]
@@ -84,12 +92,15 @@ class RunFolder:
                 " or start anew with --fresh, which moves this run aside."
             )
 
-    def save(self, position: Position, state: TrainState, meta: dict) -> None:
-        """Start an asynchronous save of everything up to `position`. The journals hold all of it already."""
+    def save(self, position: Position, state: TrainState, meta: dict, *, passing: bool = False) -> None:
+        """Start an asynchronous save of everything up to `position`. The journals hold all of it already.
+
+        What the ranking ``meta["best"]`` names stays; a `passing` save leaves nothing behind once the run has gone on.
+        """
         self.metrics.sync()
         self.samples.sync()
-        steps = meta.get("warm_steps", 0) + position.step if position.phase else position.step
-        self.checkpoints.save(steps, state, {**meta, **position.fields()})
+        best = [row["index"] for row in meta.get("best", [])]
+        self.checkpoints.save(position.index(meta), state, {**meta, **position.fields()}, best=best, passing=passing)
 
     @contextmanager
     def reference(self) -> Iterator[Checkpoints]:
@@ -127,24 +138,24 @@ def open_folder(
     that cannot be used, DataError where the disk is full, and RunStopped (code 4) for one in which another process
     works.
     """
-    path = Path(path).absolute()
+    path, config = Path(path).absolute(), _config(experiment)  # what cannot be described leaves no folder behind
     try:
         _check_folder(path)
         if fresh and path.exists():
-            _move_aside(path)
+            move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(sole_writer(path))
-            return _opened(path, experiment, origin, accept_code_change, held)
+            return _opened(path, experiment, _agreed(path / CONFIG, config, origin, accept_code_change), held)
     except OSError as error:
         raise _unusable(path, error) from None
 
 
 def _opened(
-    path: Path, experiment: Experiment, origin: Origin | None, accept_code_change: bool, held: ExitStack
+    path: Path, experiment: Experiment, agreed: tuple[dict[str, Any], dict[str, Any] | None], held: ExitStack
 ) -> RunFolder:
     """The folder, once it is `held` against other processes; takes over what is held."""
-    config, accepted = _agreed(path / CONFIG, _config(experiment), origin, accept_code_change)
+    config, accepted = agreed
     identity = _identity(config)
     return RunFolder(
         path=path,
@@ -171,7 +182,7 @@ def _unusable(path: Path, error: OSError) -> ValueError | DataError:
 
 @contextmanager
 def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
-    """The checkpoints of the run in `path`, to be looked at; nobody else may work in it meanwhile.
+    """The checkpoints of the run in `path`, to be looked at: nothing is written there, and it may be read-only.
 
     Raises ValueError where there is no run, or one with other settings than `experiment`, and RunStopped (code 4) while
     another process works in it.
@@ -182,23 +193,28 @@ def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
     if lines:
         remedy = "use the file, the --variant and the --set of the run"
         raise ValueError("\n".join([f"RUN: {path} holds a run with other settings:", *lines, f"  {remedy}"]))
-    with sole_writer(path):  # opening the checkpoints tidies up, which a run that is saving must not see
-        kept = Checkpoints(path / "checkpoints", identity=_identity(there), keep_last=experiment.saving.keep)
+    with looking(path):
+        kept = Checkpoints(path / "checkpoints", identity=_identity(there), read_only=True)
         try:
             yield kept
         finally:
             kept.close()
 
 
-def _config(experiment: Experiment) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Name -> version of what may decide the last bits of a run."""
     packages = {name: version(name) for name in PACKAGES}
+    return {**packages, "grpo-jax": __version__, "python": platform.python_version()}
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "settings": settings(experiment),
-        "data_digest": experiment.data.digest,
+        "data_digest": data_digest(experiment),
         "source_digest": objectives.source_digest(experiment),
         "sources": objectives.source_digests(experiment),
-        "versions": {**packages, "grpo-jax": __version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 
@@ -301,7 +317,7 @@ def _version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names)
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
     """Rename a run; refused (RunStopped, code 4) while another process works in it."""
     number = 1
     while path.with_name(f"{path.name}.{number}").exists():

@@ -49,8 +49,9 @@ def imitate(
             session.book.write(position, values, extra)
             session.folder.checkpoints.poll()
             session.book.guard_updates(done, values, values)
-        if meta.get("gate_passed") or leaving or done % session.experiment.saving.warm_every == 0:
-            session.save(position, state, meta)
+        due = bool(meta.get("gate_passed")) or done % session.experiment.saving.warm_every == 0
+        if due or leaving:
+            session.save(position, state, meta, passing=not due)
         if leaving:
             session.leave(position)
     return state, meta

@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import numpy as np
 
@@ -91,6 +91,34 @@ def say(sentence: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(sentence + "\n")
         sys.stderr.flush()
+
+
+def page(text: str) -> None:
+    """`text` on standard output, with a question mark for what that cannot spell; a reader who has left is no error.
+
+    Raises OSError, with "standard output" for the name of the file, where it cannot be written otherwise.
+    """
+    stream = sys.stdout
+    if stream is None:  # its descriptor is closed
+        return
+    spelling = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        stream.write(text.encode(spelling, "replace").decode(spelling))
+        stream.flush()
+    except OSError as error:
+        give_up(stream)
+        if not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def give_up(stream: TextIO) -> None:
+    """Point a stream that cannot be written at nothing; else Python fails to flush it on leaving, with its own code."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
 
 
 class Signals:

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import STARTED, objectives
+from grpo_jax import objectives
 from grpo_jax.alerts import Alerts
 from grpo_jax.display import Display
 from grpo_jax.experiment import Experiment, settings, step_settings
 from grpo_jax.folder import Position, RunFolder
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Guard, Heartbeat, write_dump
-from grpo_jax.phases import Learned, Stopwatch, peak_memory
+from grpo_jax.phases import Learned, Stopwatch, begun, peak_memory
 from grpo_jax.rewards.text import status_counts
 from grpo_jax.samples import rollout_records
 from grpo_jax.train import host
@@ -39,12 +39,21 @@ class Logbook:
         self.experiment, self.folder, self.display, self.heartbeat = experiment, folder, display, heartbeat
         self.clock, self.alerts = clock, Alerts(settings(experiment))
         self.guard = Guard(experiment.train.skip_limit)
-        self._last = (STARTED, 0.0)  # wall and CPU seconds at the last line of the journals
+        self.begun = begun()  # wall and CPU seconds
+        self._last = self.begun  # the same at the last line of the journals
 
-    def reread(self) -> None:
-        """Have the alerts know what is in the journal already: what was said before is not said again."""
+    def reread(self, *, show: bool = False) -> None:
+        """Have the alerts know what is in the journal already: what was said before is not said again.
+
+        With `show` nothing was said yet: the display is told everything, as if it happened now.
+        """
         for row in read(self.folder.path / "metrics.jsonl"):
-            self.alerts.see(_judged(row))
+            sentences = self.alerts.see(_judged(row))
+            if show:
+                numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                self.display.step(Position.of(row).fields(), numbers, seconds={})
+                for sentence in sentences:
+                    self.display.alert(sentence)
 
     def step(self, step: int, learned: Learned, extra: Mapping[str, float]) -> None:
         """Write down one GRPO step, and stop the run where its numbers say so: RunStopped with a code."""
@@ -77,8 +86,10 @@ class Logbook:
         for sentence in self.alerts.see(_judged({**position.fields(), **values})):
             self.display.alert(sentence)
 
-    def time(self, position: Position, tokens: int | None = None, **notes: Any) -> dict[str, Any]:
-        """One line of times, returned: seconds since the line before, those of every phase, speed and memory."""
+    def time(
+        self, position: Position, tokens: int | None = None, notes: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """One line of times, returned: seconds since the line before, those of every phase, speed, memory, `notes`."""
         now, phases = (time.monotonic(), time.process_time()), self.clock.lap()
         (seconds, cpu), self._last = (now[0] - self._last[0], now[1] - self._last[1]), now
         memory, of = peak_memory()
@@ -93,7 +104,7 @@ class Logbook:
         whole = sum(value for name, value in phases.items() if name not in APART)
         if tokens is not None and whole > 0:
             timing |= {"tokens": tokens, "tokens_per_second": tokens / whole}
-        self.folder.timing.write({**position.fields(), **timing, **notes})
+        self.folder.timing.write({**position.fields(), **timing, **(notes or {})})
         return timing
 
     def guard_updates(self, step: int, values: Mapping[str, Any], batch: Batch | Metrics) -> None:

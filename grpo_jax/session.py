@@ -1,18 +1,19 @@
 """One process working on one run: what is fixed for its whole life, and what both phases of a run do with it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from grpo_jax import heldout
-from grpo_jax.checkpoint import abstract
+from grpo_jax.checkpoint import abstract, ranked
 from grpo_jax.experiment import Experiment, step_settings, warm_settings
 from grpo_jax.folder import Position, RunFolder
 from grpo_jax.heldout import Judge
 from grpo_jax.lifeline import Preempted, Signals
 from grpo_jax.logbook import Logbook
 from grpo_jax.samples import heldout_records
-from grpo_jax.train import init_state, place_state
+from grpo_jax.train import init_state, place_state, start
 from grpo_jax.types import TrainState
 
 
@@ -36,7 +37,9 @@ class Session:
     def restore(self) -> tuple[TrainState, Position, dict[str, Any]]:
         """The state to go on from, where that is, and the notes kept with it."""
         fresh = self.fresh()
-        restored = self.folder.restore(abstract(fresh))
+        # GRPO may have another optimiser than the warm start: the checkpoint says which of the two it holds.
+        later = place_state(start(fresh.params, self.settings.gradient), self.experiment.model, self.mesh)
+        restored = self.folder.restore(abstract(fresh), abstract(later))
         if restored is None:
             return fresh, Position(0 if self.experiment.warm_start else 1, 0), {"warm_steps": 0}
         self.book.reread()
@@ -53,7 +56,7 @@ class Session:
         """
         settings = self.experiment.evaluation
         sizes: dict[str, Any] = {"prompts": settings.full_prompts, "samples": settings.samples}
-        small: dict[str, Any] = {"prompts": settings.prompts, "samples": 1}
+        small: dict[str, Any] = {"prompts": settings.prompts, "samples": settings.small_samples}
         metrics, shown = heldout.evaluate(state.params, self.judge, **(sizes if full else small), show=settings.show)
         if gate is not None and metrics["accuracy/heldout"] >= gate:
             metrics, shown = heldout.evaluate(state.params, self.judge, **sizes, show=settings.show)
@@ -63,9 +66,24 @@ class Session:
         self.clock.mark("evaluation")
         return metrics
 
-    def save(self, position: Position, state: TrainState, meta: dict[str, Any]) -> None:
-        """Start to save everything up to `position`."""
-        self.folder.save(position, state, meta)
+    def ranked(self, position: Position, meta: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """`meta` with the ranking of the best states, if `metrics` say what that at `position` is worth.
+
+        The ranking is kept with every checkpoint, so that it goes on as if nothing had happened.
+        """
+        saving, value = self.experiment.saving, metrics.get(self.experiment.saving.best or "")
+        if value is None:
+            return meta
+        how = {"value": float(value), "keep": saving.keep_best, "mode": saving.best_mode}
+        return {**meta, "best": ranked(meta.get("best", []), index=position.index(meta), **how)}
+
+    def among_best(self, position: Position, meta: Mapping[str, Any]) -> bool:
+        """Whether the state at `position` is one of those that the ranking in `meta` names."""
+        return any(row["index"] == position.index(meta) for row in meta.get("best", []))
+
+    def save(self, position: Position, state: TrainState, meta: dict[str, Any], *, passing: bool = False) -> None:
+        """Start to save everything up to `position`; `passing` if only because the process has to leave."""
+        self.folder.save(position, state, meta, passing=passing)
         self.clock.mark("saving")
 
     def leave(self, position: Position) -> None:

@@ -1,4 +1,4 @@
-"""What is in the folder of a run, for a terminal: before and after, curves, alerts, completions.
+"""What is in the folder of a run, for a terminal: before and after, held-out sets, curves, alerts, completions.
 
 Made of files alone, without jax: it answers at once, and while the run goes on.
 """
@@ -12,24 +12,26 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_jax import alerts, report
-from grpo_jax.display.frame import reward_of, sparkline
+from grpo_jax.display.frame import sparkline
 from grpo_jax.journal import read
 from grpo_jax.origin import held
+from grpo_jax.report.choice import FILTERS, judges, pick, reward_of
+from grpo_jax.report.sets import table_of_sets
 
 CURVES = ("reward/mean", "accuracy/heldout", "length/mean", "entropy")
-FILTERS = ("worst", "best", "truncated", "invalid")
 WIDTH, SPARKS = 100, 40
 """Columns of the page, and those of a curve."""
 
 
 def overview(run: Path) -> str:
-    """The table of before and after, curves, alerts and a paragraph. Raises ValueError where there is no run."""
+    """Tables of before and after and of held-out sets, curves, alerts, words. Raises ValueError without a run."""
     config = held(run)
     metrics = read(run / "metrics.jsonl")
     if not metrics:
         return f"{run} has not written a line of metrics yet.\n"
     before, after = report.ends(metrics)
-    tables = ([report.table(before, after)] if after else []) + [curves(metrics)]
+    sets = table_of_sets(metrics)
+    tables = ([report.table(before, after)] if after else []) + ([sets] if sets else []) + [curves(metrics)]
     parts = [report.rendered(table, width=WIDTH) for table in tables]
     settings = {name: value for name, value in config["settings"].items() if isinstance(value, str)}
     found = alerts.said(metrics, settings)
@@ -54,11 +56,20 @@ def curves(metrics: Sequence[Mapping[str, Any]], *, names: Sequence[str] = CURVE
     return out
 
 
-def samples(run: Path, *, which: str, set_name: str = "train", step: int | None = None, most: int = 5) -> str:
+def samples(
+    run: Path,
+    *,
+    which: str,
+    set_name: str = "train",
+    step: int | None = None,
+    most: int = 5,
+    verifiers: Sequence[str] | None = None,
+) -> str:
     """At most `most` completions of one step, picked by `which` of `FILTERS`, as text without control characters.
 
-    `step` None is the newest step that the set was written down for. Raises ValueError for a filter, a set or a step
-    that is not there.
+    `step` None is the newest step that the set was written down for. For "disagreement" `verifiers` are the components
+    to compare; None are all called accuracy... whose values are 0 or 1. Raises ValueError for a filter, a set, a step
+    or a verifier that is not there.
     """
     held(run)
     if which not in FILTERS or most < 1:
@@ -66,6 +77,15 @@ def samples(run: Path, *, which: str, set_name: str = "train", step: int | None 
         got = most if which in FILTERS else which
         raise ValueError(f"{wrong}: got {got}, allowed {allowed}: choose one of these")
     rows = read(run / "samples.jsonl")
+    compared = judges(rows, verifiers) if which == "disagreement" else ()
+    chosen = _of_step(rows, set_name=set_name, step=step)
+    picked = pick(chosen, which=which, verifiers=compared)
+    between = f" between {', '.join(map(report.clean, compared))}" if compared else ""
+    head = f"{which}{between} of {len(chosen)} completions, {set_name}: {min(len(picked), most)} of {len(picked)}"
+    return report.rendered(Text(head, style="bold"), *(_drawn(row) for row in picked[:most]), width=WIDTH)
+
+
+def _of_step(rows: Sequence[Mapping[str, Any]], *, set_name: str, step: int | None) -> list[Mapping[str, Any]]:
     there = sorted({row["set"] for row in rows})
     if set_name not in there:
         raise ValueError(
@@ -81,22 +101,7 @@ def samples(run: Path, *, which: str, set_name: str = "train", step: int | None 
             f"--step: got {step}, allowed are {len(steps)} steps from {steps[0]} to {steps[-1]} of the set {set_name}:"
             f" take for instance {min(steps, key=lambda known: abs(known - (step or 0)))}"
         )
-    picked = pick(chosen, which=which)
-    head = f"{which} of {len(chosen)} completions, {set_name}: {min(len(picked), most)} of {len(picked)}"
-    return report.rendered(Text(head, style="bold"), *(_drawn(row) for row in picked[:most]), width=WIDTH)
-
-
-def pick(rows: Sequence[Mapping[str, Any]], *, which: str) -> list[Mapping[str, Any]]:
-    """Those of `rows` that the filter keeps: all by reward for worst and best, else the ones concerned, in order.
-
-    Truncated completions did not stop by themselves; invalid ones could not be scored. Rows without a score are neither
-    among the best nor among the worst.
-    """
-    if which == "truncated":
-        return [row for row in rows if not row.get("stopped", True)]
-    if which == "invalid":
-        return [row for row in rows if not row.get("valid", True)]
-    return sorted((r for r in rows if r.get("valid", True)), key=reward_of, reverse=which == "best")
+    return chosen
 
 
 def _drawn(row: Mapping[str, Any]) -> Text:

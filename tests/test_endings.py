@@ -1,6 +1,5 @@
 """Whatever a command raises becomes one message and one code; mistakes of the program keep their traceback."""
 
-import io
 import os
 import re
 import signal
@@ -9,8 +8,7 @@ import threading
 
 import pytest
 
-from grpo_jax import endings
-from grpo_jax.endings import Unloadable, guarded, page
+from grpo_jax.endings import Unloadable, guarded
 from grpo_jax.lifeline import BadData, DataError, Diverged, Exit, Preempted, say
 
 FULL = OSError(28, "No space left on device", "metrics.jsonl")
@@ -72,30 +70,7 @@ def test_sigterm_outside_a_run_asks_for_the_same_command_again(capsys: pytest.Ca
     assert codes == [7]  # where Python allows no handlers there is none
 
 
-def test_a_reader_who_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch):
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w", encoding="utf-8") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        page("much\n" * 100_000)
-        page("more\n")  # goes nowhere, and so does what Python flushes on leaving
-
-
-def test_a_page_is_spelt_as_standard_output_can(monkeypatch: pytest.MonkeyPatch):
-    raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", stream)
-    page("a \N{DOWNWARDS ARROW WITH CORNER LEFTWARDS} b")
-    assert raw.getvalue() == b"a ? b"
-    monkeypatch.setattr(sys, "stdout", None)
-    page("nobody")
-
-
 def test_without_standard_error_nothing_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", None)
     say("nobody")
     assert guarded(lambda: raising(ValueError("x"))) == 4
-
-
-def test_what_cannot_be_redirected_is_left():
-    endings.give_up(io.StringIO())

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from grpo_jax.evaluate import Estimate, accuracy, bootstrap, maj_at_k, pass_at_k, summarize, wilson
+from grpo_jax.evaluate import Estimate, accuracy, bootstrap, maj_at_k, pass_at_k, share, summarize, wilson
 
 
 def outcomes(*rows: str) -> np.ndarray:
@@ -174,6 +174,53 @@ def test_the_bootstrap_interval_is_about_as_wide_as_the_normal_one():
     np.testing.assert_allclose(
         [got.low, got.high], [got.value - 1.96 * error, got.value + 1.96 * error], atol=0.2 * error
     )
+
+
+def test_an_interval_is_no_point_where_all_prompts_agree():
+    # 5 of 5: Wilson's low is 1 / (1 + z^2 / 5) = 5 / 8.841459.
+    np.testing.assert_allclose(share(np.ones(5)), (1, 0.565518, 1, 5), atol=1e-6)
+    np.testing.assert_allclose(share(np.zeros(5)), (0, 0, 1 - 0.565518, 5), atol=1e-6)
+    # One prompt, half of its samples right: centre (0.5 + 1.920729) / 4.841459 = 0.5,
+    # half 1.959964 * sqrt(0.25 + 0.960365) / 4.841459 = 0.445379.
+    np.testing.assert_allclose(share(np.array([0.5])), (0.5, 0.054621, 0.945379, 1), atol=1e-6)
+    different = np.random.default_rng(0).random(20)
+    assert share(different) == bootstrap(different)
+    assert share(np.array([math.nan])).n == 0
+
+
+def moment(a: float, b: float, k: int) -> float:
+    """E[p^k] of p ~ Beta(a, b): the product over j < k of (a + j) / (a + b + j)."""
+    return math.prod((a + j) / (a + b + j) for j in range(k))
+
+
+def test_intervals_of_several_samples_cover_the_truth_about_as_often_as_they_say():
+    # 256 prompts whose difficulties come from Beta(0.6, 1.4), 3 samples each; a wrong sample has one wrong answer.
+    a, b, seeds = 0.6, 1.4, 250
+    truth = {
+        "pass@1": moment(a, b, 1),
+        "pass@3": 1 - moment(b, a, 3),  # 1 - E[(1 - p)^3]
+        "maj@3": 3 * moment(a, b, 2) - 2 * moment(a, b, 3),  # at least 2 of 3
+    }
+    covered = Counter()
+    for seed in range(seeds):
+        random = np.random.default_rng(seed)
+        correct = random.random((256, 3)) < random.beta(a, b, 256)[:, None]
+        found = summarize(correct, (3,), answers=correct.tolist())
+        covered.update(name for name, value in truth.items() if found[name].low <= value <= found[name].high)
+    assert {name: 0.92 < covered[name] / seeds < 0.98 for name in truth} == dict.fromkeys(truth, True), covered
+
+
+@pytest.mark.parametrize("p", [0.02, 0.1, 0.5, 0.9])
+def test_the_interval_of_one_sample_covers_the_truth_exactly_as_often(p: float):
+    # All outcomes of 256 trials with their chance.
+    covered = 0.0
+    for c in range(257):
+        chance = math.exp(
+            math.lgamma(257) - math.lgamma(c + 1) - math.lgamma(257 - c) + c * math.log(p) + (256 - c) * math.log1p(-p)
+        )
+        found = wilson(c, 256)
+        covered += chance * (found.low <= p <= found.high)
+    assert 0.92 < covered < 0.98
 
 
 def test_the_bootstrap_is_deterministic_in_its_seed():

@@ -3,12 +3,24 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
 
-from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart, settings, step_settings, warm_settings
+from grpo_jax.data import Chain, Jsonl
+from grpo_jax.experiment import (
+    Evaluation,
+    Experiment,
+    Saving,
+    Train,
+    WarmStart,
+    data_digest,
+    settings,
+    step_settings,
+    warm_settings,
+)
 from grpo_jax.objectives import dapo, grpo
 from grpo_jax.train import IMITATION
 from tests.system.small_run import PLAIN
@@ -27,6 +39,11 @@ def evaluation(**changes: Any) -> dict[str, Any]:
     return {"evaluation": dataclasses.replace(PLAIN.evaluation, **changes)}
 
 
+BYTES = Jsonl(
+    str(Path(__file__).parent.parent / "experiments" / "data" / "arithmetic.jsonl"),
+    prompt_width=200,
+    completion_width=100,
+)
 REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"name": "../elsewhere"}, "name: got '../elsewhere', allowed are 1 to 80 letters"),
     ({"name": ".."}, "name: got '..'"),
@@ -50,10 +67,25 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     (evaluation(prompts=0), "evaluation.prompts: got 0"),
     (evaluation(prompts=17), "evaluation.full_prompts: got 16, allowed >= evaluation.prompts, 17"),
     (evaluation(samples=0), "evaluation.samples: got 0"),
+    (evaluation(small_samples=0), "evaluation.small_samples: got 0"),
+    (evaluation(ks=(1, 3)), "evaluation.ks: got 3, allowed 1 to evaluation.samples, 2"),
+    (evaluation(ks=(0,)), "evaluation.ks: got 0"),
     (evaluation(show=-1), "evaluation.show: got -1"),
     ({"saving": Saving(every=0)}, "saving.every: got 0"),
     ({"saving": Saving(warm_every=0)}, "saving.warm_every: got 0"),
     ({"saving": Saving(keep=0)}, "saving.keep: got 0"),
+    ({"saving": Saving(keep_best=0)}, "saving.keep_best: got 0"),
+    ({"saving": dataclasses.replace(Saving(), best_mode="most")}, "saving.best_mode: got 'most', allowed max, min"),
+    ({"heldout": {"a/b": PLAIN.data}}, "heldout: got a set called 'a/b', allowed are 1 to 40 letters"),
+    ({"heldout": {"heldout": PLAIN.data}}, "heldout: got a set called 'heldout', allowed is any name but heldout"),
+    ({"heldout": {"train": PLAIN.data}}, "heldout: got a set called 'train'"),
+    ({"heldout": {"mean": PLAIN.data}}, "heldout: got a set called 'mean'"),
+    ({"heldout": {"bytes": BYTES}}, "heldout.bytes: got a task with the tokenizer ByteTokenizer("),
+    (
+        {"heldout": {"long": Chain(operands=6)}, "model": dataclasses.replace(PLAIN.model, positions=20)},
+        "heldout.long: got prompts of 13 tokens, which with completions of 8 need 21 positions, allowed up to"
+        " model.positions, 20: set model.positions=21",
+    ),
 ]
 
 
@@ -129,3 +161,14 @@ def test_the_compiled_step_is_bound_to_the_settings_of_the_experiment():
     assert PLAIN.warm_start is not None
     warm = warm_settings(PLAIN, PLAIN.warm_start)
     assert (warm.updates, warm.group_size, warm.recipe) == (8, 1, IMITATION)
+
+
+def test_further_sets_are_settings_and_their_data_is_part_of_the_data():
+    assert data_digest(PLAIN) == ""
+    one, other = (changed(heldout={"more": Chain(operands=n), "bytes": PLAIN.data}) for n in (4, 5))
+    assert {name: text for name, text in settings(one).items() if settings(other)[name] != text} == {
+        "heldout.more.operands": "4"
+    }
+    assert len(data_digest(one)) == 64 and data_digest(one) == data_digest(other)
+    renamed = changed(heldout={"less": Chain(operands=4), "bytes": PLAIN.data})
+    assert data_digest(renamed) != data_digest(one)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import journal
-from grpo_jax.journal import Journal, encode, plain, read, sole_writer, write_json
+from grpo_jax.journal import Journal, each, encode, plain, read, sole_writer, write_json
 from grpo_jax.lifeline import DataError, Exit, RunStopped
 
 
@@ -104,6 +104,12 @@ def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path):
         read(path)
     with pytest.raises(DataError, match="line 2"):
         Journal(path)
+
+
+def test_records_can_be_read_one_by_one_without_the_torn_end(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\n{"a": ')
+    records = each(tmp_path / "a.jsonl")
+    assert next(records) == {"a": 1} and list(records) == [{"a": 2}]
 
 
 def test_an_absent_file_has_no_records_and_is_not_made_by_reading(tmp_path):

@@ -24,16 +24,16 @@ STEPS = (
     ("2 models", ("models",)),
     ("2 sampling", ("sampling",)),
     ("3 training", ("train", "updates", "checkpoint", "lifeline", "journal", "compiled")),
-    ("4 tasks", ("data", "text", "evaluate", "rewards")),
+    ("4 tasks", ("data", "text", "evaluate", "rewards", "questions", "verdict")),
     ("4 testing", ("testing",)),
     (
         "5 runs",
         tuple(
-            "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation loop finish"
-            " report alerts display".split()
+            "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation"
+            " warm_starts recorded loop finish report alerts display".split()
         ),
     ),
-    ("5 looking at runs", ("plan", "revisit", "show")),
+    ("5 looking at runs", ("plan", "revisit", "show", "ablation")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

@@ -1,5 +1,6 @@
 """Signals, hangs and bad batches end a run with its code, in words, and at once where that is promised."""
 
+import io
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from grpo_jax.lifeline import (
     Preempted,
     RunStopped,
     Signals,
+    give_up,
+    page,
     read_dump,
     write_dump,
 )
@@ -275,3 +278,33 @@ def test_a_closed_terminal_stops_nothing(monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Closed())
     lifeline.say("nobody hears this")
+
+
+def test_a_reader_who_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        page("much\n" * 100_000)
+        page("more\n")  # goes nowhere, and so does what Python flushes on leaving
+
+
+def test_a_page_is_spelt_as_standard_output_can(monkeypatch: pytest.MonkeyPatch):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    page("a \N{DOWNWARDS ARROW WITH CORNER LEFTWARDS} b")
+    assert raw.getvalue() == b"a ? b"
+    monkeypatch.setattr(sys, "stdout", None)
+    page("nobody")
+
+
+def test_what_cannot_be_redirected_is_left():
+    give_up(io.StringIO())
+
+
+def test_standard_output_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch):
+    with open("/dev/full", "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            page("much\n")

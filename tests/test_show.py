@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grpo_jax import cli
-from grpo_jax.show import curves, pick
+from grpo_jax.show import curves
 
 BEFORE = {"phase": "warm_start", "step": 4, "accuracy/heldout": 0.25, "length/heldout": 9.0}
 # The entropy of step 3 was not finite: a journal has null there.
@@ -53,10 +52,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def numbers(order: list[Mapping[str, Any]]) -> list[int]:
-    return [row["sample"] for row in order]
-
-
 def test_the_overview_gives_the_table_the_curves_the_alerts_and_the_words(
     run: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -78,13 +73,39 @@ def test_a_metric_that_was_never_recorded_has_no_row():
     assert curves([{"entropy": None}, {"reward/mean": 1.0}]).row_count == 1
 
 
-def test_filters_pick_by_reward_by_the_end_and_by_whether_there_is_a_score():
-    rows = [sample(1, n, reward) for n, reward in enumerate(REWARDS)]
-    rows += [sample(1, 4, 2.0, valid=False), sample(1, 5, 0.125, stopped=False)]
-    assert numbers(pick(rows, which="best")) == [1, 0, 3, 5, 2]
-    assert numbers(pick(rows, which="worst")) == [2, 5, 3, 0, 1]
-    assert numbers(pick(rows, which="truncated")) == [5]
-    assert numbers(pick(rows, which="invalid")) == [4]
+def test_verifiers_that_disagree_are_asked_for_by_name_or_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    verdicts = [(1.0, 1.0, 0.2), (0.0, 1.0, 0.2), (1.0, 0.0, 1.0), (0.0, 0.0, 0.9)]
+    names = ("accuracy", "accuracy_numeric", "lean")
+    rows = [sample(1, n, 0.5, components=dict(zip(names, values, strict=True))) for n, values in enumerate(verdicts)]
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {}, "versions": {}}))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(BEFORE) + "\n")
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = shown(capsys, str(tmp_path), "--samples", "disagreement").partition("disagreement")[2]
+    assert page.startswith(" between accuracy, accuracy_numeric of 4 completions, train: 2 of 2")
+    assert "said 1" in page and "said 2" in page and "said 0" not in page and "said 3" not in page
+    # Of 0.2, 0.2, 1, 0.9 the last two count as right, and accuracy says 1, 0, 1, 0.
+    page = shown(capsys, str(tmp_path), "--samples", "disagreement", "--verifiers", "accuracy,lean")
+    assert "train: 2 of 2" in page and "said 0" in page and "said 3" in page
+    assert (
+        "--verifiers: got 'proof', allowed two or more of the components accuracy, accuracy_numeric, lean"
+        in refused(capsys, str(tmp_path), "--samples", "disagreement", "--verifiers", "accuracy,proof")
+    )
+
+
+def test_fewer_than_two_verifiers_cannot_disagree(run: Path, capsys: pytest.CaptureFixture[str]):
+    sentence = refused(capsys, str(run), "--samples", "disagreement")
+    # The rewards of these samples, which stand for accuracy too, are shares.
+    assert "--verifiers: got none (components called accuracy... of 0 and 1)" in sentence
+    assert "name them with --verifiers A,B or add one to text_rewards" in sentence
+
+
+def test_held_out_sets_and_categories_have_a_table(run: Path, capsys: pytest.CaptureFixture[str]):
+    more = {"accuracy/heldout/low": 0.7, "accuracy/heldout/high": 0.8, "accuracy/heldout[two\x1b[2Jdigits]": 0.5}
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({**AFTER, "step": 4, **more, "pass@4/heldout": 1.0, "accuracy/hard": 0.125}) + "\n")
+    lines = [" ".join(line.split()) for line in shown(capsys, str(run)).splitlines()]
+    begin = lines.index("held-out set, % accuracy pass@4 step")
+    assert lines[begin + 1 : begin + 4] == ["heldout 75.0 (70.0-80.0) 100.0 4", "two[2Jdigits 50.0 4", "hard 12.5 4"]
 
 
 def test_completions_are_of_the_newest_step_and_carry_no_control_characters(
@@ -109,7 +130,7 @@ def test_another_step_and_another_set_can_be_asked_for(run: Path, capsys: pytest
 
 def test_what_is_not_there_is_refused_with_what_is(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert "holds no run" in refused(capsys, str(tmp_path / "none"))
-    assert "--samples: got longest, allowed worst, best, truncated, invalid" in refused(
+    assert "--samples: got longest, allowed worst, best, truncated, invalid, disagreement" in refused(
         capsys, str(run), "--samples", "longest"
     )
     assert "--most: got 0, allowed 1 or more" in refused(capsys, str(run), "--samples", "best", "--most", "0")

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from grpo_jax.checkpoint.digests import layout, leaf_digests, sha256
 from grpo_jax.checkpoint.identity import check_identity, checked_meta, identity_difference
-from grpo_jax.checkpoint.quiet import quiet_storage
+from grpo_jax.checkpoint.quiet import essence, quiet_storage
 from grpo_jax.checkpoint.retention import Retention
 from grpo_jax.lifeline import DataError, say
 from grpo_jax.types import TrainState
@@ -205,17 +205,18 @@ class Checkpoints:
     def _failed(self, error: BaseException, index: int | None) -> CheckpointError:
         self._newest = None
         return CheckpointError(
-            f"Checkpoint {index} could not be saved in {self._directory}: {error}. Older checkpoints are untouched. "
-            "Free space or make the folder writable, then run the same command again."
+            f"Checkpoint {index} could not be saved in {self._directory}: {essence(error)}. Older checkpoints are "
+            "untouched. Free space or make the folder writable, then run the same command again."
         )
 
     def restore(
-        self, abstract_state: TrainState, *, accept: Collection[str] = (), index: int | None = None
+        self, *abstract_states: TrainState, accept: Collection[str] = (), index: int | None = None
     ) -> Restored | None:
         """The newest checkpoint that proves to be what was saved; None where nothing was ever saved.
 
         Args:
-          abstract_state: `abstract` of a state: shapes, dtypes and shardings wanted. The mesh may be another one.
+          *abstract_states: `abstract` of a state: shapes, dtypes and shardings wanted. The mesh may be another one. Of
+            several, for phases with optimisers of their own, the first that the checkpoint has the layout of counts.
           accept: names in the identity that may differ.
           index: this one and no other; None for the newest good one, behind which saving goes on.
 
@@ -223,8 +224,8 @@ class Checkpoints:
           ValueError: the checkpoint is whole and belongs to another identity or to other shapes or dtypes.
           CheckpointError: checkpoints exist and none is good, that of `index` is not, or the folder cannot be read.
         """
-        target = _split(abstract(abstract_state))
-        found = self._newest_good(target, accept) if index is None else self._one(index, target, accept)
+        targets = [_split(abstract(state)) for state in abstract_states]
+        found = self._newest_good(targets, accept) if index is None else self._one(index, targets, accept)
         if found is None:
             return None
         items = found.items
@@ -244,12 +245,12 @@ class Checkpoints:
                     continue
         return found
 
-    def _one(self, index: int, target: dict, accept: Collection[str] | None) -> "_Found":
+    def _one(self, index: int, targets: Sequence[dict], accept: Collection[str] | None) -> "_Found":
         try:
             missing = self._missing(index)
             if not _everywhere(not missing):
                 raise _Damaged(missing or "another process does not have all of it")
-            return self._good(index, target, accept)
+            return self._good(index, targets, accept)
         except _Damaged as error:
             raise CheckpointError(
                 f"Checkpoint {index} in {self._directory} is damaged: {error}. Choose another one."
@@ -268,7 +269,7 @@ class Checkpoints:
 
     def restore_params(self, abstract_params: Any) -> Any | None:
         """The parameters alone of the newest good checkpoint, verified, whoever wrote it; None as in `restore`."""
-        found = self._newest_good({"params": abstract(abstract_params)}, None)
+        found = self._newest_good([{"params": abstract(abstract_params)}], None)
         return None if found is None else found.items["params"]
 
     def _steps(self) -> tuple[list[int], bool]:
@@ -282,7 +283,7 @@ class Checkpoints:
         steps = sorted((int(name) for name in names if _STEP.fullmatch(name)), reverse=True)
         return steps, any(_QUARANTINED.fullmatch(name) for name in names)
 
-    def _newest_good(self, target: dict, accept: Collection[str] | None) -> "_Found | None":
+    def _newest_good(self, targets: Sequence[dict], accept: Collection[str] | None) -> "_Found | None":
         steps, bad = self._steps()
         whole = []
         for index in steps:
@@ -293,7 +294,7 @@ class Checkpoints:
                 self._put_aside(index, missing)
         for index in whole:
             try:
-                return self._good(index, target, accept)
+                return self._good(index, targets, accept)
             except _Damaged as error:
                 damage = str(error)
             self._put_aside(index, damage)
@@ -311,11 +312,11 @@ class Checkpoints:
         missing = [str(path.relative_to(folder)) for path in needed if not path.is_file()]
         return f"{', '.join(missing)} missing: never completed" if missing else ""
 
-    def _good(self, index: int, target: dict, accept: Collection[str] | None) -> "_Found":
+    def _good(self, index: int, targets: Sequence[dict], accept: Collection[str] | None) -> "_Found":
         record = self._record(index)
         if accept is not None:
             check_identity(index, record["identity"], self._identity, accept)
-        self._check_layout(index, record["layout"], target)
+        target = self._target(index, record["layout"], targets)
         return _Found(index, self._verified(index, record, target), record)
 
     def _record(self, index: int) -> dict:
@@ -339,17 +340,21 @@ class Checkpoints:
             raise _Damaged(damage or "another process cannot read it")
         return result
 
-    def _check_layout(self, index: int, saved: Mapping[str, str], target: dict) -> None:
-        """A whole checkpoint of another state is the caller's mistake, not damage: it stays where it is."""
-        wanted = layout(target)
-        saved = {name: value for name, value in saved.items() if name.split("/")[0] in target}
-        if saved != wanted:
-            words = identity_difference(saved, wanted).split("; ")
-            more = f"; and {len(words) - 4} more" if len(words) > 4 else ""
-            raise ValueError(
-                f"Checkpoint {index} holds another state: {'; '.join(words[:4])}{more}. "
-                "Use the model and optimiser it was written with, or another run folder."
-            )
+    def _target(self, index: int, saved: Mapping[str, str], targets: Sequence[dict]) -> dict:
+        """The first of `targets` laid out as what was saved.
+
+        A whole checkpoint of another state is the caller's mistake, not damage: it stays where it is.
+        """
+        saved = {name: value for name, value in saved.items() if name.split("/")[0] in targets[0]}
+        for target in targets:
+            if saved == layout(target):
+                return target
+        words = identity_difference(saved, layout(targets[0])).split("; ")
+        more = f"; and {len(words) - 4} more" if len(words) > 4 else ""
+        raise ValueError(
+            f"Checkpoint {index} holds another state: {'; '.join(words[:4])}{more}. "
+            "Use the model and optimiser it was written with, or another run folder."
+        )
 
     def _verified(self, index: int, record: dict, target: dict) -> dict:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in target.items()})

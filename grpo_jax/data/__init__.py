@@ -3,6 +3,7 @@
 from grpo_jax.data.addition import Addition
 from grpo_jax.data.chain import Chain
 from grpo_jax.data.jsonl import Jsonl
+from grpo_jax.data.mixture import Mixture
 from grpo_jax.data.tasks import Demonstrations, Task, assert_disjoint, records
 
-__all__ = ["Addition", "Chain", "Demonstrations", "Jsonl", "Task", "assert_disjoint", "records"]
+__all__ = ["Addition", "Chain", "Demonstrations", "Jsonl", "Mixture", "Task", "assert_disjoint", "records"]

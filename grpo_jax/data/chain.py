@@ -142,7 +142,7 @@ class Chain(Generated):
         body[:, :, :digits] = written(values, digits).reshape(len(numbers), most, digits)
         body[:, :, digits] = chosen
         rows = np.full((len(numbers), self.prompt_width), self.tokenizer.pad, np.int32)
-        rows[:, :-1] = body.reshape(len(numbers), -1)
+        rows[:, :-1] = body.reshape(len(numbers), most * (digits + 1))
         end = count * (digits + 1) - 1
         column = np.arange(self.prompt_width)[None, :]
         rows[column > end[:, None]] = self.tokenizer.pad

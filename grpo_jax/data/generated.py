@@ -124,7 +124,7 @@ class Generated(ABC):
 def written(values: np.ndarray, digits: int) -> np.ndarray:
     """i64[n, m * digits], the decimal digits of i64[n, m]; the id of a digit in the alphabet is its value."""
     power = np.array([10**p for p in range(digits - 1, -1, -1)], np.int64)
-    return (values[:, :, None] // power % 10).reshape(len(values), -1)
+    return (values[:, :, None] // power % 10).reshape(len(values), values.shape[1] * digits)
 
 
 def tagged(

@@ -103,21 +103,25 @@ def records(task: Task, rollouts: Rollouts) -> list[Record]:
     return rows
 
 
-def assert_disjoint(task: Task, heldout: Prompts, *, seed: int, draws: int) -> None:
+def assert_disjoint(
+    task: Task, heldout: Prompts, *, seed: int, draws: int, further: Mapping[str, Prompts] | None = None
+) -> None:
     """Raise a ValueError unless `heldout` is distinct problems, none of which the first `draws` training draws give.
 
     Checks the problems themselves, and that class membership (a function of the problem alone) separates them, which
-    covers every later draw and every seed too.
+    covers every later draw and every seed too. The problems of `further` sets, by name, which belong to no class of
+    this task, have to be distinct and none of those that are drawn.
     """
-    problems = _keys(heldout)
-    if len(set(problems)) != len(problems):
-        raise ValueError(f"held-out set: {len(problems) - len(set(problems))} of {len(problems)} problems are repeated")
+    sets = {"": _distinct("held-out set", heldout)}
+    sets |= {name: _distinct(f"heldout.{name}", prompts) for name, prompts in (further or {}).items()}
     inside = task.is_heldout(heldout)
     _refuse(task, heldout, ~inside)
-    unique = set(problems)
     for start in range(0, draws, _CHUNK):
         train = task.draw(seed, np.arange(start, min(start + _CHUNK, draws)))
-        _refuse(task, train, task.is_heldout(train) | np.array([key in unique for key in _keys(train)], bool))
+        keys = _keys(train)
+        for name, problems in sets.items():
+            known = np.array([key in problems for key in keys], bool)
+            _refuse(task, train, known if name else known | task.is_heldout(train), name)
 
 
 def numpy_prompts(tokens: Any, length: Any, draw: Any, row: Any, label: Mapping[str, Any] | None = None) -> Prompts:
@@ -141,13 +145,26 @@ def check_draws(draws: np.ndarray, split: str) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def _refuse(task: Task, prompts: Prompts, wrong: np.ndarray) -> None:
-    if wrong.any():
+def _distinct(what: str, prompts: Prompts) -> set[bytes]:
+    keys = _keys(prompts)
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"{what}: {len(keys) - len(set(keys))} of {len(keys)} problems are repeated")
+    return set(keys)
+
+
+def _refuse(task: Task, prompts: Prompts, wrong: np.ndarray, name: str = "") -> None:
+    if not wrong.any():
+        return
+    shown = repr(task.prompt_text(prompts, int(np.argmax(wrong))))
+    if name:
         raise ValueError(
-            "held-out set and training draws are not disjoint: got"
-            f" {task.prompt_text(prompts, int(np.argmax(wrong)))!r} on the wrong side; allowed are problems of the"
-            " held-out class in one and of the rest in the other; make the set with task.heldout"
+            f"heldout.{name} and training draws are not disjoint: got {shown} in both; allowed are problems that"
+            " training does not draw: take it out of one of them"
         )
+    raise ValueError(
+        f"held-out set and training draws are not disjoint: got {shown} on the wrong side; allowed are problems of the"
+        " held-out class in one and of the rest in the other; make the set with task.heldout"
+    )
 
 
 def _keys(prompts: Prompts) -> list[bytes]:

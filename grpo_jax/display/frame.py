@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grpo_jax.report import clean
+from grpo_jax.report import clean, reward_of
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 LABEL, NUMBER = 17, 21
@@ -201,12 +201,6 @@ def chosen(rows: Sequence[Mapping[str, Any]], most: int = 3) -> list[Mapping[str
     if len(ranked) <= most:
         return ranked
     return [ranked[round(i * (len(ranked) - 1) / (most - 1))] for i in range(most)] if most > 1 else ranked[:most]
-
-
-def reward_of(row: Mapping[str, Any]) -> float:
-    """The reward of a record of `samples.jsonl`, or the sum of its components; the least of all if it has no score."""
-    reward = row.get("reward", math.fsum(row.get("components", {}).values()))
-    return float(reward) if reward is not None and row.get("valid", True) else -math.inf
 
 
 def cropped(text: str, room: int) -> str:

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from grpo_jax.display.frame import Plan, View, chosen, frame, held_out, peak_memory
-from grpo_jax.lifeline import say
+from grpo_jax.lifeline import give_up, say
 from grpo_jax.report import clean
 
 REFRESH_S = 0.2
@@ -94,18 +94,8 @@ class PlainDisplay:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
             self.stream.flush()
         except OSError:
-            _give_up(self.stream)
+            give_up(self.stream)
             raise
-
-
-def _give_up(stream: TextIO) -> None:
-    """Point a stream that cannot be written to at nothing; else Python fails to flush it on leaving, with its code."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, stream.fileno())
-        finally:
-            os.close(nowhere)
 
 
 class LiveDisplay:

@@ -1,5 +1,6 @@
 """What happened in a run, said in tables and sentences. Text from a model loses its control characters on the way."""
 
+import io
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
 """Metric, how it is called, and "%" for a share: the rows of a table of before and after."""
 
 _NEWLINE = "\u21b5"
+LARGEST = 1e200
+"""Numbers beyond it are as good as none: their differences and sums would leave what a float can hold."""
 
 
 def clean(text: str) -> str:
@@ -32,9 +35,13 @@ def clean(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+def finite(value: object) -> float:
+    """`value` if it is a number that can be worked with, else nan: a journal may be damaged or not ours."""
+    return float(value) if isinstance(value, int | float) and -LARGEST < value < LARGEST else math.nan
+
+
 def _value(row: Mapping[str, Any], name: str) -> float:
-    value = row.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return finite(row.get(name))
 
 
 def _shown(row: Mapping[str, Any], name: str, unit: str) -> str:
@@ -55,7 +62,10 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str, unit
     return f"{100 * change:+.1f} points" if unit == "%" else f"{change:+.3g}"
 
 
-def _rows(before: Mapping[str, Any], after: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> list[list[str]]:
+def compared(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, rows: Sequence[tuple[str, str, str]] = ROWS
+) -> list[list[str]]:
+    """What it is, before, after, and the change, all as text; rows that neither record has are left out."""
     return [
         [label, _shown(before, name, unit), _shown(after, name, unit), _change(before, after, name, unit)]
         for name, label, unit in rows
@@ -69,7 +79,7 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any], *, rows: Sequence
     out.add_column("")
     for heading in ("before GRPO", "after GRPO", "change"):
         out.add_column(heading, justify="right")
-    for cells in _rows(before, after, rows):
+    for cells in compared(before, after, rows=rows):
         out.add_row(*(Text(cell) for cell in cells))
     return out
 
@@ -95,7 +105,7 @@ def markdown_table(
 ) -> str:
     """The same as a table in Markdown."""
     lines = ["| | before GRPO | after GRPO | change |", "|---|---:|---:|---:|"]
-    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in _rows(before, after, rows)]) + "\n"
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in compared(before, after, rows=rows)]) + "\n"
 
 
 def completions(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:
@@ -122,11 +132,13 @@ def _marked(record: Mapping[str, Any]) -> Text:
 
 def rendered(*parts: RenderableType, width: int = 100) -> str:
     """What a terminal of `width` columns would show, as plain text."""
-    console = Console(width=width, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False)
-    with console.capture() as capture:
-        for part in parts:
-            console.print(part)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    out = io.StringIO()  # standard output may be closed, full or unable to spell this
+    console = Console(
+        file=out, width=width, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False
+    )
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _from_to(before: Mapping[str, Any], after: Mapping[str, Any], name: str, unit: str = "") -> str | None:

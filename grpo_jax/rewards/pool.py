@@ -4,7 +4,7 @@ A `Pool` gives the numbers of `grpo_jax.rewards.text.score`, in the same order, 
 by name where the rewards are (`grpo_jax.rewards.worker`). Every pair of a record and a reward is scored by itself and
 has a deadline of its own:
 
-* no score in time: the process group is killed, the pair has the status "timeout";
+* no score in time: the process is killed with all that it started, the pair has the status "timeout";
 * the process ends: had it scored others before, those may have ruined it, and the pair gets one more chance, first in
   line in a fresh process. If it ends that one too, the pair has the status "error", with the reason.
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from grpo_jax.rewards.text import STATUSES, Score
+from grpo_jax.rewards.warden import end_descendants
 from grpo_jax.rewards.worker import OUT_OF_MEMORY, PROGRAM, Settings
 
 START_S = 180.0
@@ -175,8 +176,8 @@ class Process:
         return os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _death(self) -> Lost:
-        """Why a worker that has closed its pipe is no more; it gets a second to be really gone."""
-        limit = time.monotonic() + 1.0
+        """Why a worker that has closed its pipe is no more; it gets seconds to be gone with all that it started."""
+        limit = time.monotonic() + 3.0
         while not self._ended() and time.monotonic() < limit:
             time.sleep(0.005)
         alive = not self._ended()
@@ -194,10 +195,11 @@ class Process:
         return Lost("error", f"its process died of {name}{hint}")
 
     def kill(self) -> None:
-        """Kill the process and its group, from any thread; a start under way fails."""
+        """Kill the process, all that it started and its group, from any thread; a start under way fails."""
         with self._lock:
             self._over = True
             if self._child is not None and self._child.returncode is None:
+                end_descendants(self._child.pid)
                 try:
                     os.killpg(self._child.pid, signal.SIGKILL)
                 except ProcessLookupError:

@@ -110,8 +110,9 @@ def accuracy(
         return Score(0.0, "unparsable", f"not {'a number' if stated == 'numeric' else 'one option'}: {found[:80]!r}")
     if given == right:
         return Score(1.0)
-    near = isinstance(given, Fraction) and isinstance(right, Fraction) and tolerance > 0
-    return Score(float(near and abs(given - right) <= tolerance * max(1, abs(right))))
+    if isinstance(given, Fraction) and isinstance(right, Fraction) and tolerance > 0:
+        return Score(float(abs(given - right) <= tolerance * max(1, abs(right))))
+    return Score(0.0)
 
 
 def _reader(match: str, options: object) -> Callable[[str], str | Fraction | None]:

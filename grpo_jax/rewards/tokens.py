@@ -14,6 +14,7 @@ every completion:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -96,6 +97,31 @@ def combine(rollouts: Rollouts, *, rewards: tuple[tuple[str, Scorer, float], ...
     for name, _, weight in rewards:
         outcome = outcome + weight * components[name]
     return Reward(outcome=outcome, valid=jnp.ones(rollouts.length.shape, bool), components=components)
+
+
+def by_part(rollouts: Rollouts, *, name: str, rewards: tuple[Callable[[Rollouts], Reward], ...]) -> Reward:
+    """The `Reward` of each row by the function whose place in `rewards` is the label `name` of its prompt.
+
+    All functions score all rows. Raises ValueError where the prompts have no such label, or the components of the
+    functions different names.
+    """
+    if name not in rollouts.prompts.label:
+        raise ValueError(
+            f"by_part.name: got {name!r}, allowed {', '.join(sorted(rollouts.prompts.label)) or 'none'}, the labels of"
+            " these prompts: score problems of the mixture that the reward was made for"
+        )
+    found = [reward(rollouts) for reward in rewards]
+    names = [tuple(sorted(reward.components)) for reward in found]
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"rewards: got components {' and '.join(map(str, dict.fromkeys(names)))}; allowed are the same names in"
+            " every part; give the scorers the same names"
+        )
+    part = rollouts.prompts.label[name][rollouts.prompt]
+    chosen = found[0]
+    for code, reward in enumerate(found[1:], start=1):
+        chosen = jax.tree.map(partial(jnp.where, part == code), reward, chosen)
+    return chosen
 
 
 def chain_answer(

@@ -10,11 +10,10 @@ two pipes of their own, so that nothing a reward prints gets in between:
     out  ``[n, value, status, detail]`` for each pair, in order, as soon as it is known; n counts them from 0, so that
          nothing a reward might write into the pipe can shift scores to other records
 
-The worker trusts nothing to end well: who waits for it kills it, with its process group, when a line is too long in
-coming. It limits its own memory and ends with its parent.
+The worker trusts nothing to end well: who waits for it kills it, with all that it started, when a line is too long in
+coming. It limits its own memory and ends with its parent, through a process in between (`grpo_jax.rewards.warden`).
 """
 
-import ctypes
 import hashlib
 import importlib.util
 import json
@@ -31,6 +30,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, NoReturn, TypedDict
 
 from grpo_jax.rewards.text import Record, Score, TextReward, judge
+from grpo_jax.rewards.warden import stand_guard
 
 OUT_OF_MEMORY = 77
 """Exit code of a worker that was refused memory: its next record deserves one that is not full yet."""
@@ -45,7 +45,6 @@ PROGRAM = (
 """For ``python -P -c``, with the path of modules, and the descriptors to read from and to write to. The path is that of
 the parent, whichever way it was made, and the environment, which a reward may hand on, stays clean of it."""
 
-_PR_SET_PDEATHSIG = 1
 _TUPLE = "(tuple)"
 
 
@@ -179,14 +178,6 @@ def _write(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends (Linux; elsewhere the end of the pipe has to do)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)  # it ended before it could be watched
-
-
 def limit_memory(megabytes: int) -> None:
     """Refuse more than so many MB of address space beyond what is in use, and leave no core behind."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -206,7 +197,7 @@ def main(work: int, result: int) -> NoReturn:
         if not first:
             os._exit(0)
         settings: Settings = json.loads(first)
-        die_with(settings["parent"])
+        stand_guard(settings["parent"], pipes=(work, result))
         sys.argv[:] = [sys.argv[0]]
         rewards = _prepare(settings, partial(_write, result))
         try:
@@ -214,7 +205,7 @@ def main(work: int, result: int) -> NoReturn:
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
     if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)  # the parent is gone: leave, and take along what rewards started
+        os.killpg(0, signal.SIGKILL)  # no warden, and the parent is gone: take along what rewards started
     os._exit(0)
 
 

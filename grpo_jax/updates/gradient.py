@@ -12,7 +12,7 @@ from grpo_jax.models import ModelConfig, logprobs
 from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
-from grpo_jax.updates.optimizer import Optimizer, build
+from grpo_jax.updates.optimizer import AnyOptimizer, build
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Gradient:
 
     model: ModelConfig
     recipe: objectives.Recipe
-    optimizer: Optimizer
+    optimizer: AnyOptimizer
     group_size: int
     updates: int
     temperature: float = 1.0

@@ -1,6 +1,6 @@
 """Settings of the optimiser, and the optax transformation they stand for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jax
 import optax
@@ -28,25 +28,60 @@ class Optimizer:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
+        _check(self, positive=("learning_rate", "eps"), averages=("b1", "b2"))
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """What turns a clipped gradient into a step, at the learning rate `rate`."""
+        return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Gradient descent after clipping by the global norm; rate and clipping as in `Optimizer`.
+
+    With g the clipped gradient and m the momentum, ``v <- g + m v`` and the step is ``-rate v``: at a constant gradient
+    it grows to ``rate / (1 - m)`` times that gradient. Unlike the step of Adam it is proportional to the gradient, so
+    a constant factor of an objective acts like one of the learning rate.
+    """
+
+    learning_rate: float = 1e-2
+    warmup: int = 0
+    schedule: str = "constant"
+    final: float = 0.0
+    momentum: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self, positive=("learning_rate",), averages=("momentum",))
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """What turns a clipped gradient into a step, at the learning rate `rate`."""
+        return optax.sgd(rate, momentum=self.momentum or None)
+
+
+AnyOptimizer = Optimizer | SGD
+
+
+def _check(settings: AnyOptimizer, *, positive: tuple[str, ...], averages: tuple[str, ...]) -> None:
+    if settings.schedule not in SCHEDULES:
+        raise ValueError(
+            f"optimizer.schedule: got {settings.schedule!r}, allowed {', '.join(SCHEDULES)}: name one of them"
+        )
+    for name in positive:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"optimizer.{name}: got {getattr(settings, name)}, allowed > 0: set a positive number")
+    for name in averages:
+        if not 0 <= getattr(settings, name) < 1:
             raise ValueError(
-                f"optimizer.schedule: got {self.schedule!r}, allowed {', '.join(SCHEDULES)}: name one of them"
+                f"optimizer.{name}: got {getattr(settings, name)}, allowed 0 <= {name} < 1: set 0 for no average over"
+                " updates"
             )
-        for name in ("learning_rate", "eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name}: got {getattr(self, name)}, allowed > 0: set a positive number")
-        for name in ("warmup", "final", "weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"optimizer.{name}: got {getattr(self, name)}, allowed >= 0: set 0 to switch it off")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"optimizer.{name}: got {getattr(self, name)}, allowed 0 <= {name} < 1: set 0 for no average over"
-                    " updates"
-                )
+    for name in {field.name for field in fields(settings)} - {*positive, *averages, "schedule"}:
+        if not getattr(settings, name) >= 0:
+            raise ValueError(f"optimizer.{name}: got {getattr(settings, name)}, allowed >= 0: set 0 to switch it off")
 
 
-def learning_rate(settings: Optimizer, updates: int) -> optax.Schedule:
+def learning_rate(settings: AnyOptimizer, updates: int) -> optax.Schedule:
     """Rate as a function of the number of updates done; `updates` is the number in the whole run."""
     peak = settings.learning_rate
     rest = max(updates - settings.warmup, 1)
@@ -62,17 +97,10 @@ def learning_rate(settings: Optimizer, updates: int) -> optax.Schedule:
     return optax.join_schedules([rise, main], [settings.warmup])
 
 
-def build(settings: Optimizer, updates: int) -> optax.GradientTransformation:
+def build(settings: AnyOptimizer, updates: int) -> optax.GradientTransformation:
     """The transformation for a run of `updates` optimiser updates."""
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
-    adamw = optax.adamw(
-        learning_rate(settings, updates),
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    return _promoting(optax.chain(clip, adamw))
+    return _promoting(optax.chain(clip, settings.rule(learning_rate(settings, updates))))
 
 
 def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -120,6 +120,22 @@ def test_every_kind_of_optimiser_state_comes_back(name, tmp_path):
     same(found.state, state)
 
 
+def test_of_several_layouts_that_of_the_checkpoint_is_restored(tmp_path):
+    # Two phases of a run with an optimiser of their own each: whichever was saved last comes back.
+    with_adam, with_sgd = a_state(1), a_state(2, opt=optax.sgd(0.1, momentum=0.9))
+    checkpoints = opened(tmp_path / "phases")
+    targets = (abstract(with_adam), abstract(with_sgd))
+    for index, state in ((1, with_adam), (2, with_sgd)):
+        checkpoints.save(index, state, {})
+        checkpoints.wait()
+        restored = checkpoints.restore(*targets)
+        assert restored is not None
+        same(restored.state, state)
+    with pytest.raises(ValueError, match="holds another state"):
+        checkpoints.restore(targets[0])
+    checkpoints.close()
+
+
 def test_nan_payloads_infinities_and_negative_zero_survive(tmp_path):
     bits = np.array([0x7FC00001, 0xFFC12345, 0x7F800000, 0x80000000, 1], np.uint32)
     state = a_state(1, memory={"odd": jnp.asarray(bits.view(np.float32))})

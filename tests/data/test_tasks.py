@@ -85,3 +85,17 @@ def test_a_leak_that_the_class_does_not_show_is_found_by_comparing_problems():
 def test_draw_numbers_of_any_integer_type_become_one_type():
     assert check_draws(np.array([3], np.uint8), "heldout").dtype == np.int64
     assert check_draws(np.zeros(0, np.int32), "train").shape == (0,)
+
+
+def test_a_further_set_must_not_be_drawn_nor_repeat_itself():
+    own, drawn = TASK.heldout(4), TASK.draw(0, np.arange(8))
+    fine = TASK.heldout(6, "other")
+    assert_disjoint(TASK, own, seed=0, draws=64, further={"fine": fine})
+    some = numpy_prompts(drawn.tokens[5:6], drawn.length[5:6], [0], [0])
+    assert_disjoint(TASK, own, seed=0, draws=5, further={"some": some})
+    with pytest.raises(ValueError, match=r"heldout\.some and training draws are not disjoint: got") as error:
+        assert_disjoint(TASK, own, seed=0, draws=6, further={"fine": fine, "some": some})
+    assert repr(TASK.prompt_text(drawn, 5)) in str(error.value)
+    twice = fine.replace(tokens=fine.tokens[[0, 1, 2, 3, 4, 0]])
+    with pytest.raises(ValueError, match=r"heldout\.twice: 1 of 6 problems are repeated"):
+        assert_disjoint(TASK, own, seed=0, draws=1, further={"twice": twice})

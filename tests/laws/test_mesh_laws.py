@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax import models, train
+from grpo_jax import models
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import RULES, make_mesh, place, place_rows, replicate
 from grpo_jax.train import place_state
@@ -72,9 +72,11 @@ def test_rows_are_compared_across_shards_and_minibatches():
     """The advantages of a step on a mesh with two minibatches are those of its categories over the whole batch."""
     mesh = make_mesh(MESHES["2x4"])
     change = dataclasses.replace(tiny.STEP.gradient, recipe=tiny.RECIPES["grpo_by_category"])
-    step = partial(train.grpo_step, settings=dataclasses.replace(tiny.STEP, gradient=change), mesh=mesh)
+    step = partial(tiny.whole_step, change=change, mesh=mesh)
     state, prompts = place_state(tiny.begin(), tiny.MODEL, mesh), place_rows(ASKED, mesh)
-    _, _, batch = jax.device_get(jax.jit(step, compiler_options=tiny.QUICK)(state, prompts, np.int32(5)))
+    reference = place(REFERENCE, mesh, models.axes(MODEL))
+    jitted = jax.jit(step, compiler_options=tiny.QUICK)
+    _, _, batch = jax.device_get(jitted(state, prompts, np.int32(5), reference=reference))
     category = tiny.CATEGORIES[batch.rollouts.prompt]
     reward, valid = batch.reward.outcome.astype(np.float64), batch.reward.valid
     expected = np.zeros(len(reward))

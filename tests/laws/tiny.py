@@ -167,10 +167,16 @@ def begin() -> TrainState:
 
 
 def whole_step(
-    state: TrainState, prompts: Prompts, seed: Any, *, reference: Params, mesh: Mesh | None = None
+    state: TrainState,
+    prompts: Prompts,
+    seed: Any,
+    *,
+    reference: Params,
+    change: Gradient = STEP.gradient,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics, Batch]:
     """The phases of `STEP` in a row, as one program."""
-    change, given = STEP.gradient, {"model": MODEL, "group_size": G, "mesh": mesh}
+    given = {"model": MODEL, "group_size": G, "mesh": mesh}
     keys = [train.stream(seed, name) for name in (train.Stream.ROLLOUT, train.Stream.UPDATE)]
     rollouts = train.sample_rows(state.params, prompts, keys[0], state.step, sampling=STEP.sampling, **given)
     reward = train.score_rows(rollouts, reward=even_tokens)

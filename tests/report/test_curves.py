@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from grpo_jax.report import PANELS, Panel, Series, figure
-from grpo_jax.report.curves import binned, draw, smoothed, ticks
+from grpo_jax.report.curves import draw
+from grpo_jax.report.plot import binned, smoothed, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 ONE = (Panel("A", (Series("a", "line", "#123456"), Series("b", "points", "#654321", points=True))),)

@@ -44,7 +44,7 @@ def alone(record: Record) -> float:
     """1 in a process without accelerator, JAX or input, in a session of its own, that passes nothing on."""
     inherited = [fd for fd in range(3, 64) if _inheritable(fd)]
     devices = os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    own = os.getsid(0) == os.getpid() and sys.stdin.read() == "" and not inherited
+    own = os.getsid(0) == os.getppid() and sys.stdin.read() == "" and not inherited
     return float(devices and own and "jax" not in sys.modules)
 
 
@@ -55,6 +55,21 @@ def forks_and_hangs(record: Record) -> float:
         Path(str(record.metadata["file"])).write_text(f"{os.getpid()} {child}", encoding="utf-8")
     time.sleep(60)
     return 0.0
+
+
+def lets_go(record: Record) -> Any:
+    """Start a program in a session of its own whose parent has ended, write down its number, and do what is asked."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        grandchild = os.fork()
+        if grandchild == 0:
+            time.sleep(60)
+            os._exit(0)
+        Path(str(record.metadata["file"])).write_text(str(grandchild), encoding="utf-8")
+        os._exit(0)
+    os.waitpid(child, 0)
+    return _TROUBLES[record.completion]() if record.completion in _TROUBLES else 1.0
 
 
 def wears_out(record: Record) -> float:

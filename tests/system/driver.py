@@ -1,19 +1,23 @@
 """Runs an experiment in a process of its own and ends it at a chosen moment: ``driver.py FAULT COUNT ARGUMENTS``.
 
 A fault replaces one function of the program by one that kills the process with SIGKILL at its call number COUNT (from
-0), so that a test can kill a run at the same moment every time. The arguments are those of the command line.
+0), so that a test can kill a run at the same moment every time. The arguments are those of the command line; paths in
+the JSON object ``RUN_KEYWORDS`` of the environment go to `run` as keywords.
 """
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import async_path
 
-from grpo_jax import cli, finish, heldout, imitation, journal, loop
+from grpo_jax import cli, finish, heldout, imitation, journal, loop, warm_starts
 from grpo_jax.checkpoint import Checkpoints
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import Journal
@@ -56,9 +60,12 @@ PLACES: dict[str, tuple[Any, str]] = {
     "summary": (loop, "summarise"),
     "figure": (finish.report, "figure"),
     "term": (Journal, "write"),
+    "taken": (warm_starts.Session, "save"),
+    "leaving": (warm_starts, "_fill"),
+    "filling": (warm_starts, "_digest"),
 }
 """Name of a fault -> the function whose call it replaces."""
-AFTER = {"saving"}
+AFTER = {"saving", "leaving"}
 """Faults that come when the function has done its work."""
 
 
@@ -88,6 +95,8 @@ def main() -> int:
     if fault != "none":
         place, name = PLACES[fault]
         setattr(place, name, injected(getattr(place, name), fault, count))
+    keywords = {name: Path(path) for name, path in json.loads(os.environ.get("RUN_KEYWORDS", "{}")).items()}
+    loop.run = partial(loop.run, **keywords)
     return cli.main(arguments)
 
 

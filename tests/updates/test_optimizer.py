@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.updates import Optimizer, build, learning_rate
+from grpo_jax.updates import SGD, AnyOptimizer, Optimizer, build, learning_rate
 
 
 def rates(settings: Optimizer, updates: int, at: list[int]) -> list[float]:
@@ -38,7 +38,7 @@ def test_a_warm_up_longer_than_the_run_does_not_fail():
     assert rates(Optimizer(learning_rate=1.0, warmup=9, schedule="linear"), 5, [0, 4]) == pytest.approx([0.1, 0.5])
 
 
-def first_step(settings: Optimizer, gradient: list[float], params: list[float]) -> np.ndarray:
+def first_step(settings: AnyOptimizer, gradient: list[float], params: list[float]) -> np.ndarray:
     optimizer, start = build(settings, 10), {"w": jnp.asarray(params)}
     step, _ = optimizer.update({"w": jnp.asarray(gradient)}, optimizer.init(start), start)
     return np.asarray(jax.tree.leaves(step)[0])
@@ -77,6 +77,25 @@ def test_weight_decay_is_apart_from_the_gradient():
     )
 
 
+def test_gradient_descent_with_momentum_by_hand():
+    settings = SGD(learning_rate=0.1, momentum=0.5, clip_norm=0.0)
+    optimizer, params = build(settings, 10), {"w": jnp.asarray([0.0])}
+    state, steps = optimizer.init(params), []
+    for gradient in (2.0, 4.0, 0.0):
+        step, state = optimizer.update({"w": jnp.asarray([gradient])}, state, params)
+        steps.append(np.asarray(jax.tree.leaves(step)[0])[0])
+    # v = 2, then 4 + 0.5 * 2 = 5, then 0 + 0.5 * 5 = 2.5
+    np.testing.assert_allclose(steps, [-0.2, -0.5, -0.25], rtol=1e-6)
+
+
+def test_plain_gradient_descent_is_proportional_and_keeps_nothing():
+    settings = SGD(learning_rate=0.1, clip_norm=0.0)
+    np.testing.assert_allclose(first_step(settings, [3.0, -4.0], [9.0, 9.0]), [-0.3, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(first_step(SGD(learning_rate=0.1), [3.0, -4.0], [9.0, 9.0]), [-0.06, 0.08], rtol=1e-6)
+    kept = jax.tree.leaves(build(settings, 10).init({"w": jnp.zeros(3)}))
+    assert [x.shape for x in kept] == [()]  # the count of the schedule
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -94,3 +113,17 @@ def test_weight_decay_is_apart_from_the_gradient():
 def test_a_setting_out_of_range_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         Optimizer(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"momentum": 1.0}, "momentum: got 1.0, allowed 0 <= momentum < 1"),
+        ({"learning_rate": -1.0}, "learning_rate: got -1.0, allowed > 0"),
+        ({"schedule": "step"}, "got 'step', allowed constant, linear, cosine"),
+        ({"clip_norm": float("nan")}, "clip_norm: got nan"),
+    ],
+)
+def test_a_setting_of_gradient_descent_out_of_range_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        SGD(**change)

@@ -1,0 +1,114 @@
+"""What a run came to, as the numbers of an ablation: read off its journals, nothing is computed twice."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_jax.ablation.student import Interval, interval
+from grpo_jax.journal import read
+from grpo_jax.report import ends
+
+LATE = 10
+"""The last tenth of the GRPO steps stands for the end of training."""
+Numbers = Mapping[str, float]
+"""Name of a measure -> value; nan where the run has none."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a run: how the column is called, and whether it is a share, shown in per cent."""
+
+    name: str
+    label: str
+    share: bool = False
+
+
+OUTCOMES = (
+    Measure("accuracy", "accuracy %", share=True),
+    Measure("greedy", "greedy %", share=True),
+    Measure("before", "before %", share=True),
+    Measure("reward", "reward"),
+    Measure("length", "tokens"),
+    Measure("entropy", "entropy"),
+)
+TRAINING = (Measure("clipped", "clipped %", share=True), Measure("kl", "KL(old)"), Measure("grad_norm", "grad norm"))
+OUTCOMES_ARE = (
+    "Of the last held-out evaluation: accuracy of samples and of greedy completions, tokens of a completion, entropy in"
+    " nats a token. Before: accuracy of samples before GRPO. Reward: mean over the last tenth of the training steps."
+)
+TRAINING_IS = (
+    "Means over all GRPO steps: the share of tokens that a clip bound stops, KL(old), the divergence from the policy"
+    " that sampled in nats a token, and the norm of the gradient before any clipping of it."
+)
+TIMES = (Measure("seconds", "seconds"), Measure("cpu_seconds", "CPU s"))
+"""What differs from one time to the next, and therefore stands apart."""
+
+
+def numbers(run: Path) -> dict[str, float]:
+    """The measures of a run, finished or not.
+
+    `reward` is the mean over the last tenth of the steps, what is in `TRAINING` over all of them; accuracies, length
+    and entropy are those of the last held-out evaluation, `before` that of the evaluation before GRPO; `clipped` is the
+    share of tokens that either bound stops; times are sums over all attempts.
+    """
+    metrics, timing = read(run / "metrics.jsonl"), read(run / "timing.jsonl")
+    before, after = ends(metrics)
+    steps = [row for row in metrics if row.get("phase") != "warm_start" and row.get("step")]
+    late = steps[-max(1, len(steps) // LATE) :] if steps else []
+    clipped = [_sum(row, ("clip/low", "clip/high")) for row in steps]
+    return {
+        "accuracy": _value(after, "accuracy/heldout"),
+        "greedy": _value(after, "greedy/heldout"),
+        "before": _value(before, "accuracy/heldout"),
+        "reward": _mean([_value(row, "reward/mean") for row in late]),
+        "length": _value(after, "length/heldout"),
+        "entropy": _value(after, "entropy/heldout"),
+        "clipped": _mean(clipped),
+        "kl": _mean([_value(row, "kl/old") for row in steps]),
+        "grad_norm": _mean([_value(row, "grad_norm") for row in steps]),
+        "seconds": math.fsum(row["seconds"] for row in timing),
+        "cpu_seconds": math.fsum(row["cpu_seconds"] for row in timing),
+    }
+
+
+def curve(run: Path, name: str = "accuracy/heldout") -> list[tuple[int, float]]:
+    """(GRPO step, value) of what was measured now and then; step 0 is before GRPO."""
+    metrics = read(run / "metrics.jsonl")
+    before, _ = ends(metrics)
+    points = {int(r["step"]): _value(r, name) for r in metrics if r.get("phase") != "warm_start"}
+    points.setdefault(0, _value(before, name))
+    return sorted((step, value) for step, value in points.items() if math.isfinite(value))
+
+
+def means(runs: Sequence[Numbers], measures: Sequence[Measure]) -> dict[str, Interval | None]:
+    """Mean and interval of every measure over the runs of a variant."""
+    return {m.name: interval([row[m.name] for row in runs]) for m in measures}
+
+
+def paired(
+    runs: Mapping[int, Numbers], reference: Mapping[int, Numbers], measures: Sequence[Measure]
+) -> dict[str, Interval | None]:
+    """Mean and interval of the differences to `reference` over the seeds that both have.
+
+    What a seed does to both, its warm start above all, cancels.
+    """
+    seeds = [seed for seed in runs if seed in reference]
+    return {m.name: interval([runs[s][m.name] - reference[s][m.name] for s in seeds]) for m in measures}
+
+
+def _value(row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _sum(row: Mapping[str, Any], names: Sequence[str]) -> float:
+    """Sum of those of `names` that a row has; nan where it has none."""
+    found = [value for value in (_value(row, name) for name in names) if math.isfinite(value)]
+    return math.fsum(found) if found else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan

@@ -1,0 +1,182 @@
+"""The tables of an ablation: means with intervals, paired differences, settings that differ, what should coincide."""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from grpo_jax.ablation.coincide import Claim
+from grpo_jax.ablation.measure import OUTCOMES, TIMES, TRAINING, Measure, Numbers, means, paired
+from grpo_jax.ablation.student import Interval, interval
+from grpo_jax.experiment import Experiment, settings
+from grpo_jax.report import clean, rendered
+
+Results = Mapping[str, Mapping[int, Numbers]]
+"""Variant -> seed -> measures of the runs that are done."""
+Expected = Sequence[tuple[str, str, float, float]]
+"""(variant, measure, lowest, highest): where the mean over the seeds has to lie."""
+PAIRED = tuple(measure for measure in OUTCOMES if measure.name != "before")
+ASTERISK = (
+    "Over the same seeds, shares in points. An asterisk marks an interval without 0; of many such intervals some are so"
+    " by chance."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with sentences and perhaps a table below it."""
+
+    title: str
+    words: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+def results(found: Results, *, measures: Sequence[Measure], title: str, words: Sequence[str] = ()) -> Section:
+    """A row for every variant: its number of seeds, and the mean of every measure with its interval."""
+    rows: list[tuple[str, ...]] = []
+    for name, seeds in found.items():
+        values = means(list(seeds.values()), measures)
+        rows.append((name, str(len(seeds)), *(said(values[m.name], share=m.share) for m in measures)))
+    return Section(title, tuple(words), ("variant", "seeds", *(m.label for m in measures)), tuple(rows))
+
+
+def differences(found: Results, *, measures: Sequence[Measure], words: Sequence[str] = ()) -> Section:
+    """Every variant against the first, over the seeds that both have."""
+    first, *others = found
+    rows: list[tuple[str, ...]] = []
+    for name in others:
+        values = paired(found[name], found[first], measures)
+        common = str(len(set(found[name]) & set(found[first])))
+        rows.append((name, common, *(said(values[m.name], share=m.share, sign=True) for m in measures)))
+    head = ("variant", "seeds", *(m.label for m in measures))
+    return Section(f"Paired differences to {first}", tuple(words), head, tuple(rows))
+
+
+def said(value: Interval | None, *, share: bool = False, sign: bool = False) -> str:
+    """A mean with the half width of its interval; shares in per cent. With `sign`, a star for an interval without 0."""
+    if value is None:
+        return "-"
+    by = 100 if share else 1
+    mean, half, plus = by * value.mean, value.half, "+" if sign else ""
+    shown = f"{mean:{plus}.1f}" if share else f"{mean:{plus}.3g}"
+    if half is None:
+        return shown
+    spread = f"{by * half:.1f}" if share else f"{half:.2g}"
+    return f"{shown} ± {spread}{' *' if sign and abs(value.mean) > half else ''}"
+
+
+def varying(variants: Mapping[str, Experiment]) -> dict[str, dict[str, str]]:
+    """Dotted path -> variant -> canonical text, for the settings in which they differ; names and seeds apart."""
+    table = {name: {**settings(e), "optimizer": type(e.optimizer).__name__} for name, e in variants.items()}
+    paths = sorted({path for texts in table.values() for path in texts} - {"name", "seed"})
+    rows = {path: {name: texts.get(path, "-") for name, texts in table.items()} for path in paths}
+    return {path: texts for path, texts in rows.items() if len(set(texts.values())) > 1}
+
+
+def settings_table(variants: Mapping[str, Experiment]) -> Section:
+    """For every setting that is not the same everywhere its values, each with the variants that have it."""
+    rows = []
+    for path, texts in varying(variants).items():
+        for value in dict.fromkeys(texts.values()):
+            names = [name for name, text in texts.items() if text == value]
+            rows.append((path, short(value), ", ".join(names)))
+    words = () if rows else ("The variants have the same settings.",)
+    return Section("Settings in which they differ", words, ("setting", "value", "variants"), tuple(rows))
+
+
+def short(text: str) -> str:
+    """A description without the modules of its functions."""
+    return re.sub(r"(?<!['\w.])(?:[a-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+
+
+def coincidences(claims: Sequence[Claim], found: Results) -> Section:
+    """Which variants should coincide and why, and how far apart they came out."""
+    lines = [f"{claim.sentence()}{_apart(claim, found)}" for claim in claims]
+    return Section("What should coincide", tuple(lines) or ("No two of these variants have to coincide.",))
+
+
+def _apart(claim: Claim, found: Results) -> str:
+    gaps = [
+        abs(found[a][seed]["accuracy"] - found[b][seed]["accuracy"])
+        for a, b in itertools.combinations([name for name in claim.names if name in found], 2)
+        for seed in set(found[a]) & set(found[b])
+    ]
+    gaps = [gap for gap in gaps if math.isfinite(gap)]
+    return f" Measured: sampled accuracies of one seed differ by {100 * max(gaps):.1f} points at most." if gaps else ""
+
+
+def failures(ended: Mapping[tuple[str, int], str]) -> Section | None:
+    """The runs that diverged, each with its sentence; None where none did."""
+    rows = tuple((name, str(seed), sentence) for (name, seed), sentence in ended.items() if sentence)
+    return Section("Diverged", (), ("variant", "seed", "why"), rows) if rows else None
+
+
+def expected(ranges: Expected, found: Results) -> tuple[Section | None, list[str]]:
+    """What the file expects of means over the seeds, as a section, and a sentence for each that lies outside."""
+    rows, wrong = [], []
+    for name, measure, low, high in ranges:
+        if name in found:
+            value = interval([row[measure] for row in found[name].values()])
+            share = any(m.share for m in (*OUTCOMES, *TRAINING) if m.name == measure)
+            allowed = " to ".join(said(Interval(bound, None, 1), share=share) for bound in (low, high))
+            unit = " %" if share else ""
+            inside = value is not None and low <= value.mean <= high
+            rows.append((f"{name}: {measure}{unit}", allowed, said(value, share=share), "yes" if inside else "no"))
+            if not inside:
+                wrong.append(f"{name}: {measure} is {said(value, share=share)}{unit}, expected {allowed}{unit}")
+    section = Section("What the file expects", (), ("mean", "expected", "measured", "inside"), tuple(rows))
+    return (section if rows else None), wrong
+
+
+def times(found: Results) -> Section:
+    """What the runs cost: never twice the same, so it stands apart."""
+    words = (
+        "Over all attempts, compiling and evaluations included. The first variant pays for what the later ones share:"
+        " warm starts, and programs that they compile once.",
+    )
+    return results(found, measures=TIMES, title="Time of a run", words=words)
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """The sections as a page in Markdown."""
+    parts = []
+    for section in sections:
+        lines = [f"## {section.title}", "", *(line for words in section.words for line in (clean(words), ""))]
+        if section.rows:
+            align = [":---" if i == 0 or not _numeric(section, i) else "---:" for i in range(len(section.head))]
+            rows = [section.head, align, *([_cell(cell) for cell in row] for row in section.rows)]
+            lines += [f"| {' | '.join(row)} |" for row in rows]
+        parts.append("\n".join(lines).rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def terminal(sections: Sequence[Section], *, width: int) -> str:
+    """The sections as text for a terminal of `width` columns."""
+    parts: list[Any] = []
+    for section in sections:
+        parts += [Text(f"\n{section.title}", style="bold"), *(Text(clean(words)) for words in section.words)]
+        if section.rows:
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+            for i, heading in enumerate(section.head):
+                number = _numeric(section, i)
+                table.add_column(
+                    heading, justify="right" if number else "left", overflow="fold", no_wrap=number or not i
+                )
+            for row in section.rows:
+                table.add_row(*(Text(clean(cell)) for cell in row))
+            parts.append(table)
+    return rendered(*parts, width=width)
+
+
+def _numeric(section: Section, column: int) -> bool:
+    return all(re.match(r"[-+]?\d|-$|[-+]?(inf|nan)", row[column]) for row in section.rows)
+
+
+def _cell(text: str) -> str:
+    return clean(text).replace("|", "\\|")
