@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from grpo_jax import objectives
+from grpo_jax.canary import check_rewards
 from grpo_jax.checkpoint import abstract
 from grpo_jax.display import choose
 from grpo_jax.experiment import Experiment, Summary
@@ -68,6 +69,8 @@ def run(
             book = Logbook(experiment, folder, display, heartbeat, Stopwatch())
             session = Session(experiment, folder, signals, judge(experiment, prompts, pool), book)
             state, position, meta = session.restore()
+            if position.step == 0 and (untried := check_rewards(experiment, pool)):
+                display.message(untried)
             if position.phase == 0 and experiment.warm_start:
                 state, meta = warmed(session, state, position.step, meta, shelf=warm_starts)
                 state, position = begin(session, state), Position(1, 0)
