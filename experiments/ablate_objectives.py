@@ -89,6 +89,7 @@ VARIANTS = {
     },
 }
 SEEDS = (0, 1, 2)
+EXPECTED = (("grpo-adam", "clipped", 0.02, 0.2),)
 
 if __name__ == "__main__":
     cli.ablate_for(__file__)

@@ -155,7 +155,7 @@ def _choices(parser: argparse.ArgumentParser) -> None:
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument("--samples", metavar="WHICH", help=f"completions too: {SAMPLES}")
+    parser.add_argument("--samples", metavar="WHICH", help=f"completions too: {SAMPLES}; default: none")
     parser.add_argument("--set-name", default="train", metavar="SET", help="train (the default) or heldout")
     parser.add_argument("--step", type=int, metavar="N", help="step of the completions; default the newest")
     parser.add_argument("--most", type=int, default=5, metavar="K", help="completions at most, default 5")
@@ -227,10 +227,14 @@ def _train(parsed: argparse.Namespace) -> int:
     check_backend()
     experiment = _experiment(parsed.file, parsed.variant, parsed.settings)
     if parsed.dry_run:
-        page(preview(experiment))
+        found = preview(experiment)
+        page(found.page)
+        if found.trouble is not None:
+            raise BadData(found.trouble)
         return int(Exit.DONE)
     origin = Origin(str(Path(parsed.file).resolve()), parsed.variant, tuple(parsed.settings))
-    run(experiment, parsed.run_dir, parsed.fresh, origin=origin, accept_code_change=parsed.accept_code_change)
+    how = {"run_dir": parsed.run_dir, "fresh": parsed.fresh, "accept_code_change": parsed.accept_code_change}
+    run(experiment, **how, origin=origin)
     return int(Exit.DONE)
 
 

@@ -65,8 +65,12 @@ class RunFolder:
         """
         restored = self.checkpoints.restore(*abstract)
         reached = Position(-1, 0) if restored is None else Position.of(restored.meta)
-        for journal in (self.metrics, self.samples):
-            journal.rewind(lambda record: Position.of(record) <= reached)
+        moved = [j.rewind(lambda record: Position.of(record) <= reached) for j in (self.metrics, self.samples)]
+        if restored is None and any(moved):
+            say(
+                f"{self.path} has no checkpoint: the run begins again. What it had written is in"
+                f" {self.metrics.superseded.name} and {self.samples.superseded.name}."
+            )
         self._check_metrics(reached)
         if self._accepted is not None:
             *earlier, latest = self._accepted["history"]

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from grpo_jax import objectives
+from grpo_jax.canary import check_rewards
 from grpo_jax.checkpoint import abstract
 from grpo_jax.display import choose
 from grpo_jax.experiment import Experiment, Summary
@@ -27,7 +28,7 @@ from grpo_jax.phases import Learned, Phases, Stopwatch
 from grpo_jax.recorded import Tape, recorded
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.session import Session
-from grpo_jax.setup import judge, plan, problems, workers
+from grpo_jax.setup import chunks, judge, plan, problems, workers
 from grpo_jax.types import Params, TrainState
 from grpo_jax.warm_starts import warmed
 
@@ -68,6 +69,8 @@ def run(
             book = Logbook(experiment, folder, display, heartbeat, Stopwatch())
             session = Session(experiment, folder, signals, judge(experiment, prompts, pool), book)
             state, position, meta = session.restore()
+            if position.step == 0 and (untried := check_rewards(experiment, pool)):
+                display.message(untried)
             if position.phase == 0 and experiment.warm_start:
                 state, meta = warmed(session, state, position.step, meta, shelf=warm_starts)
                 state, position = begin(session, state), Position(1, 0)
@@ -88,14 +91,15 @@ def reinforce(
     if done == 0:
         meta = before(session, state, meta)
     limit = FailureLimit(share=experiment.scoring.failure_share)
-    phases = Phases(session.settings, session.judge, reference(session, state, done), clock=clock, failures=limit)
+    how = {"clock": clock, "failures": limit, "chunks": chunks(experiment)}
+    phases = Phases(session.settings, session.judge, reference(session, state, done), **how)
     waiting: tuple[int, Learned] | None = None
     for step in range(done + 1, train.steps + 1):
         prompts = experiment.data.draw(experiment.seed, np.arange((step - 1) * train.prompts, step * train.prompts))
         if waiting is None:
             clock.mark("rest")
         known = tape.find(step, prompts)
-        rollouts = phases.rollout(state, prompts) if known is None else known.rollouts
+        rollouts = phases.rollout(state, prompts) if known is None else []
         if waiting is not None:
             book.step(*waiting, {})
         state, learned = phases.learn(state, known or tape.keep(step, phases.score(rollouts)))

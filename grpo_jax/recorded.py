@@ -9,6 +9,7 @@ goes on as if nothing had happened.
 
 import base64
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
@@ -71,7 +72,7 @@ class Tape:
         if rollouts.experts is not None:
             raise ValueError("rollouts: got rows with expert choices; allowed are those of dense models: leave it out")
         self._journal.write(_line(self._seed, step, self._by, rollouts, reward, scored.scores))
-        return Scored(rollouts, reward, scored.scores, scored.texts, replayed=False)
+        return dataclasses.replace(scored, replayed=False)
 
     def sync(self) -> None:
         """Returns when everything recorded is on the disk itself: wanted before a checkpoint that counts on it."""

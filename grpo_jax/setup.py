@@ -4,20 +4,25 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
+from jax.sharding import Mesh
 
 from grpo_jax import heldout
 from grpo_jax.data import assert_disjoint
 from grpo_jax.display import Plan
-from grpo_jax.experiment import Experiment
+from grpo_jax.experiment import Experiment, fitting_chunks, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.sharding import make_mesh
-from grpo_jax.types import Prompts
+from grpo_jax.train import init_state, place_state, start
+from grpo_jax.types import Prompts, TrainState
 
 CHECKED = 1 << 17
 """Draws that are compared with the held-out problems one by one; for later ones their class says that they differ."""
+
+CHUNKS = 4
+"""Pieces that a step is sampled in where rewards are the user's own, as far as the number of prompts allows."""
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -27,13 +32,28 @@ def plan(experiment: Experiment) -> Plan:
     return Plan(experiment.name, steps, rows=train.prompts * train.group_size)
 
 
+def own_rewards(experiment: Experiment) -> bool:
+    """Whether a text reward is the user's own: then all are applied by processes of their own."""
+    return any(
+        not function.__module__.startswith("grpo_jax.")
+        for reward, _ in experiment.text_rewards.values()
+        for function, _ in functions(reward)
+    )
+
+
+def chunks(experiment: Experiment) -> int:
+    """In how many pieces the prompts of a step are sampled, so that each is scored while the next is sampled."""
+    given = experiment.scoring.chunks
+    if given is not None:
+        return given
+    most = CHUNKS if experiment.reward is None and own_rewards(experiment) else 1
+    return max(count for count in fitting_chunks(experiment) if count <= most)
+
+
 def workers(experiment: Experiment) -> AbstractContextManager[Pool | None]:
     """The processes that score text, if a reward is the user's own; None where all are the library's."""
     scoring, rewards = experiment.scoring, experiment.text_rewards
-    own = [
-        f for reward, _ in rewards.values() for f, _ in functions(reward) if not f.__module__.startswith("grpo_jax.")
-    ]
-    if not own:
+    if not own_rewards(experiment):
         return nullcontext()
     return Pool(rewards, workers=scoring.workers, timeout_s=scoring.timeout_s, memory_mb=scoring.memory_mb)
 
@@ -70,3 +90,14 @@ def problems(experiment: Experiment) -> Prompts:
     further = {name: given for name, (_, given) in judging.further.items()}
     assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws, further=further)
     return prompts
+
+
+def first_states(experiment: Experiment, mesh: Mesh | None) -> tuple[TrainState, TrainState]:
+    """The state that the run begins with, and one of GRPO: they differ where the warm start has its own optimiser.
+
+    A checkpoint holds one of the two kinds.
+    """
+    warm, gradient = experiment.warm_start, step_settings(experiment).gradient
+    begun = init_state(experiment.seed, warm_settings(experiment, warm) if warm else gradient)
+    first = place_state(begun, experiment.model, mesh)
+    return first, place_state(start(first.params, gradient), experiment.model, mesh)

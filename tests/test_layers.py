@@ -29,7 +29,7 @@ STEPS = (
     (
         "5 runs",
         tuple(
-            "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation"
+            "sanity experiment overrides origin folder heldout samples setup canary phases logbook session imitation"
             " warm_starts recorded loop finish report alerts display".split()
         ),
     ),

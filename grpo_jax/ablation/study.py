@@ -46,8 +46,8 @@ class Run:
 class Ablation:
     """What is compared: every variant with every seed.
 
-    With `rollouts` the first variant records and the others replay. `expected` (variant, measure, lowest, highest) says
-    where means over the seeds have to lie.
+    With `rollouts` the first variant records there, seed by seed, and the others replay. `expected` (variant, measure,
+    lowest, highest) says where means over the seeds have to lie.
     """
 
     file: str
@@ -93,19 +93,13 @@ class Ablation:
                 for name, experiment in self.variants.items()
             },
             "seeds": list(self.seeds),
-            "rollouts": "own" if self.rollouts is None else "shared",
+            "rollouts": "each its own" if self.rollouts is None else str(self.rollouts),
         }
 
     def origin(self, run: Run) -> Origin:
         """How the experiment of `run` is made again."""
         variant = None if run.variant == ITSELF else run.variant
         return Origin(self.file, variant, (*self.assignments, f"seed={run.seed}"))
-
-
-def rollouts_of(ablation: Ablation, seed: int) -> Path | None:
-    """The recorded rollouts of one seed: what the command line named, with the seed in its name."""
-    path = ablation.rollouts
-    return None if path is None else path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")
 
 
 @contextmanager
@@ -171,7 +165,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
                 f"  {what}: the folder has {', '.join(map(str, was))}; this command {', '.join(map(str, now))}"
             )
     if old["rollouts"] != new["rollouts"]:
-        lines.append(f"  rollouts: the folder has {old['rollouts']} ones; this command {new['rollouts']} ones")
+        lines.append(f"  rollouts: the folder has {old['rollouts']}; this command {new['rollouts']}")
     for name in [name for name in old["variants"] if name in new["variants"]]:
         was, now = old["variants"][name], new["variants"][name]
         lines += [
@@ -220,6 +214,7 @@ def _one(folder: Path, ablation: Ablation, run: Run) -> str:
             run.within(folder),
             origin=ablation.origin(run),
             warm_starts=folder / WARM_STARTS,
+            rollouts=ablation.rollouts,
         )
     except Diverged as error:
         say(f"stopped: {error.sentence}")

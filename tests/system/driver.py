@@ -17,7 +17,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import async_path
 
-from grpo_jax import cli, finish, heldout, imitation, journal, loop, warm_starts
+from grpo_jax import cli, finish, heldout, imitation, journal, loop, recorded, warm_starts
 from grpo_jax.checkpoint import Checkpoints
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import Journal
@@ -63,9 +63,10 @@ PLACES: dict[str, tuple[Any, str]] = {
     "taken": (warm_starts.Session, "save"),
     "leaving": (warm_starts, "_fill"),
     "filling": (warm_starts, "_digest"),
+    "recorded": (recorded.Tape, "keep"),
 }
 """Name of a fault -> the function whose call it replaces."""
-AFTER = {"saving", "leaving"}
+AFTER = {"saving", "leaving", "recorded"}
 """Faults that come when the function has done its work."""
 
 

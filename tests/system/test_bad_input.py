@@ -4,16 +4,21 @@ What fails before anything is compiled is tried in this process, through the who
 about folders begin with is trained once.
 """
 
+import io
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from grpo_jax import cli
+from grpo_jax.journal import read, sole_writer
 
 EXPERIMENT = '''
 from dataclasses import replace
@@ -71,7 +76,9 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, sentence: str, *argum
     out, error = capsys.readouterr()
     assert "Traceback" not in out + error and len(re.findall(r"^(?:error|stopped): ", error, re.M)) == 1, error
     assert re.search(sentence, error, re.S), error
-    assert re.search("allowed|valid numbers|Remedy|must multiply|axes are|[Rr]estore|same command|use ", error), error
+    assert re.search(
+        "allowed|valid numbers|Remedy|must multiply|axes are|[Rr]e(?:store|name|pair)|same command|use ", error
+    ), error
     return error
 
 
@@ -302,3 +309,239 @@ def test_files_that_hold_no_experiment(case: str, home: Path, capsys: pytest.Cap
     (home / "other_experiment.py").write_text(content, encoding="utf-8")
     error = refused(capsys, 4, sentence, *train(file="other_experiment.py"))
     assert "\x1b" not in error and not (home / "runs").exists()
+
+
+# A run that was there before
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder like `home` with a finished run of two steps in ``run``."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "good.jsonl").write_bytes(GOOD)
+    (folder / "bad_experiment.py").write_text(EXPERIMENT.format(path="good.jsonl"), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("grpo_jax.heldout.CHUNK", 4)
+        assert cli.main([*train(), "--run-dir", "run"]) == 0
+        yield folder
+    sys.modules.pop("bad_experiment", None)
+
+
+@pytest.fixture
+def again(trained: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run, in `home`."""
+    monkeypatch.setattr("grpo_jax.heldout.CHUNK", 4)
+    shutil.copytree(trained / "run", home / "run")
+    run = home / "run"
+    config(run, origin={"file": str(home / "bad_experiment.py"), "variant": None, "assignments": []})
+    return run
+
+
+GO_ON = [*train(), "--run-dir", "run"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but those that a refusal may touch."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def config(run: Path, **changes: object) -> None:
+    path = run / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def cut(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
+    "settings": (lambda run: config(run, settings=3), 4, r"config\.json is damaged or was edited; .*--fresh"),
+    "no text": (lambda run: (run / "config.json").write_bytes(b"\xff\x00{"), 4, r"config\.json is damaged"),
+    "a format to come": (lambda run: config(run, format=2), 4, "has format 2, .* allowed are up to 1: update grpo-jax"),
+    "other data": (
+        lambda run: (run.parent / "good.jsonl").write_bytes(line('{"prompt": "9?", "answer": "9"}')),
+        4,
+        r"the data file has changed: SHA-256 \w{12}, now \w{12}",
+    ),
+    "a line of nonsense": (
+        lambda run: (run / "metrics.jsonl").write_bytes(b"nonsense\n" + (run / "metrics.jsonl").read_bytes()),
+        5,
+        r"metrics\.jsonl, line 1 is no JSON record: .* Repair or remove that line",
+    ),
+    "a shortened journal": (cut, 5, "lacks the lines of 1 of 2 GRPO steps, the first of them step 2, .* Restore it"),
+    "no good checkpoint": (
+        lambda run: [path.unlink() for path in (run / "checkpoints").glob("*/commit_success.txt")],
+        5,
+        r"holds checkpoints and none of them is good; .* start afresh in another run folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", sorted(DAMAGE))
+def test_a_run_that_cannot_go_on(case: str, again: Path, capsys: pytest.CaptureFixture[str]):
+    damage, code, sentence = DAMAGE[case]
+    damage(again)
+    before = content(again)
+    refused(capsys, code, sentence, *GO_ON)
+    after = content(again)
+    # A bad checkpoint is put aside under another name; nothing is lost and nothing else is touched.
+    assert sorted(after.values()) == sorted(before.values())
+    assert after == before or case == "no good checkpoint"
+
+
+def test_another_setting_is_shown_beside_that_of_the_run(again: Path, capsys: pytest.CaptureFixture[str]):
+    before = content(again)
+    error = refused(capsys, 4, "holds a run with other settings", *train("train.steps=3", "seed=1"), "--run-dir", "run")
+    differences = ["  seed: the run has 0, this command 1", "  train.steps: the run has 2, this command 3"]
+    assert error.splitlines()[1:3] == differences and "--fresh" in error and content(again) == before
+
+
+def test_two_runs_in_one_folder(again: Path, capsys: pytest.CaptureFixture[str]):
+    before = content(again)
+    with sole_writer(again):
+        for flags in ([], ["--fresh"]):
+            refused(capsys, 4, rf"run is in use by process {os.getpid()} on .* use another run folder", *GO_ON, *flags)
+    assert content(again) == before
+
+
+def test_changed_code_is_named_and_goes_on_where_it_is_accepted(again: Path, capsys: pytest.CaptureFixture[str]):
+    whole = (again / "metrics.jsonl").read_bytes()
+    shutil.rmtree(again / "checkpoints" / "2")  # so that there is something left to do
+    file = again.parent / "bad_experiment.py"
+    file.write_text(file.read_text().replace("A grouping in the user's own file.", "The same in other words."))
+    sentence = r"the code of the function bad_experiment\.mine has changed.*--accept-code-change goes on"
+    before = content(again)
+    refused(capsys, 4, sentence, *GO_ON)
+    assert content(again) == before
+    sys.modules.pop("bad_experiment", None)
+    assert cli.main([*GO_ON, "--accept-code-change"]) == 0
+    assert "goes on with code that has changed: bad_experiment.mine." in capsys.readouterr().err
+    (entry,) = json.loads((again / "config.json").read_text())["history"]
+    was, now = (
+        json.loads(text)["source_digest"] for text in (before["config.json"], (again / "config.json").read_text())
+    )
+    assert entry == {"phase": "grpo", "step": 1, "functions": ["bad_experiment.mine"], "was": was, "is": now}
+    assert was != now and (again / "metrics.jsonl").read_bytes() == whole  # the words were not part of the arithmetic
+    sys.modules.pop("bad_experiment", None)
+    assert cli.main(["sample", "run", "--samples", "1"]) == 0  # checkpoints of both kinds of code are those of the run
+
+
+def test_other_versions_and_a_damaged_summary_are_no_obstacle(
+    again: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    versions = json.loads((again / "config.json").read_text())["versions"]
+    config(again, versions={**versions, "jax": "0.0.1"})
+    (again / "summary.json").write_bytes(b"\xff{")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # which cannot spell all of the summary
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(GO_ON) == 0
+    assert f"was begun with other versions: jax 0.0.1 -> {versions['jax']}. It goes on" in capsys.readouterr().err
+    assert json.loads((again / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_run_without_its_checkpoints_says_that_it_begins_again(again: Path, capsys: pytest.CaptureFixture[str]):
+    written = {name: read(again / name) for name in ("metrics.jsonl", "samples.jsonl")}
+    shutil.rmtree(again / "checkpoints")
+    assert cli.main(GO_ON) == 0
+    assert "has no checkpoint: the run begins again" in capsys.readouterr().err
+    for name, rows in written.items():
+        assert read(again / name) == rows and read(again / f"{name}.superseded") == rows
+
+
+# Processes
+
+
+def process(*arguments: str, shell: str = '"$@"', **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, started by a line of `shell`."""
+    command = [sys.executable, "-m", "grpo_jax", *arguments]
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        ["bash", "-c", shell, "bash", *command],
+        env={**os.environ, **paths, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "bogus"])
+def test_devices_that_are_not_there(platform: str, home: Path):
+    done = process(*train(), JAX_PLATFORMS=platform, CUDA_VISIBLE_DEVICES="")
+    errors = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
+    assert done.returncode == 4 and "Traceback" not in done.stderr and len(errors) == 1, done.stderr
+    assert f"JAX_PLATFORMS: got '{platform}', which JAX cannot start (" in errors[0]
+    assert "set JAX_PLATFORMS=cpu, or install jax for yours" in errors[0] and not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "error"),
+    [
+        ('"$@" | head -1 > /dev/null; exit ${PIPESTATUS[0]}', 0, ""),
+        ('"$@" >&-', 0, ""),
+        ('"$@" 2>&-', 0, ""),
+        ('"$@" >&- 2>&-', 0, ""),
+        ('"$@" > /dev/full', 5, "error: standard output: No space left on device; allowed is a file"),
+    ],
+)
+def test_readers_that_left(shell: str, code: int, error: str, again: Path):
+    done = process("show", "run", "--samples", "best", shell=shell)
+    assert done.returncode == code and done.stderr.startswith(error) and bool(done.stderr) == bool(error), done.stderr
+
+
+LONG = ["--set", "train.steps=2000", "--set", "evaluation.every=2000", "--set", "saving.every=2000", "--run-dir", "new"]
+
+
+def stopped(number: int, when: Callable[[], bool]) -> tuple[int, str]:
+    """Code and stderr of a run that gets the signal `number` as soon as `when` says so."""
+    root = str(Path(cli.__file__).parents[1])
+    paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "grpo_jax", *train(), *LONG]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        while not when() and running.poll() is None:
+            time.sleep(0.02)
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=300)
+    return running.returncode, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compiling", "stepping"])
+@pytest.mark.parametrize(("number", "code", "words"), [(2, 130, "interrupted; "), (15, 75, "stopped: SIGTERM")])
+def test_a_run_that_is_stopped(number: int, code: int, words: str, moment: str, home: Path):
+    metrics = home / "new" / "metrics.jsonl"
+    moments = {
+        "compiling": (home / "new" / "config.json").exists,
+        "stepping": lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 3,
+    }
+    returned, errors = stopped(number, moments[moment])
+    assert returned == code and errors.startswith(words) and errors.count("\n") == 1, errors
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_in_the_middle_of_a_run(home: Path, trained: Path):
+    """A file may grow to 300 KiB and no further, which is what a full disk is to it; then there is space again."""
+    sizes = "train.steps=12 train.prompts=16 train.group_size=4 evaluation.every=12"  # 64 rows of 600 bytes a step
+    flags = [*train(*sizes.split(" ")), "--run-dir"]
+    whole = process(*flags, "whole")
+    assert whole.returncode == 0, whole.stderr
+    full = process(*flags, "full", shell='ulimit -f 300; exec "$@"')
+    assert full.returncode == 5 and "Traceback" not in full.stderr, full.stderr
+    assert len(re.findall(r"^stopped: .*cannot be written|could not be saved", full.stderr, re.M)) == 1, full.stderr
+    assert len(full.stderr) < 2000 and "then run the same command again" in full.stderr
+    saved = [path for path in (home / "full" / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert saved
+    then = process(*flags, "full")
+    assert then.returncode == 0, then.stderr
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (home / "full" / name).read_bytes() == (home / "whole" / name).read_bytes()
