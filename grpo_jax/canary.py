@@ -11,6 +11,7 @@ import numpy as np
 from grpo_jax.data import Task
 from grpo_jax.data.tasks import Answering
 from grpo_jax.experiment import Experiment
+from grpo_jax.lifeline import BadData
 from grpo_jax.rewards.guards import check_canary
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.rewards.text import Record
@@ -23,7 +24,7 @@ COMPONENT = "accuracy"
 def check_rewards(experiment: Experiment, pool: Pool | None = None) -> str | None:
     """Try the text rewards on right answers and on none; None, or a sentence on why that could not be done.
 
-    Raises ValueError with the record where a right answer does not score 1 on "accuracy", or none does not score 0.
+    Raises BadData with the record where a right answer does not score 1 on "accuracy", or none does not score 0.
     """
     task, rewards = experiment.data, experiment.text_rewards
     if not experiment.scoring.canary:
@@ -39,7 +40,7 @@ def check_rewards(experiment: Experiment, pool: Pool | None = None) -> str | Non
     try:
         check_canary(pool or rewards, gold, junk, component=COMPONENT)
     except ValueError as error:
-        raise ValueError(f"{error}\nscoring.canary=False starts without this check") from None
+        raise BadData(f"{error}\nscoring.canary=False starts without this check") from None
     return None
 
 

@@ -16,6 +16,7 @@ from grpo_jax.canary import check_rewards, tried
 from grpo_jax.data import Chain, Jsonl
 from grpo_jax.data.addition import Addition
 from grpo_jax.experiment import Experiment, Scoring
+from grpo_jax.lifeline import BadData
 from grpo_jax.rewards import text
 from grpo_jax.rewards.text import Record
 from tests.system.small_run import VARIANTS
@@ -89,7 +90,7 @@ def test_good_rewards_pass_at_once():
     ids=["never", "always", "broken", "other tags"],
 )
 def test_a_reward_that_cannot_tell_stops_the_run_before_it_begins(reward: text.TextReward, said: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=said) as refusal:
+    with pytest.raises(BadData, match=said) as refusal:  # a command ends with the code of data and rewards
         check_rewards(with_rewards(reward))
     for part in ("prompt ", "completion ", "answer ", "scoring.canary=False"):
         assert part in str(refusal.value)

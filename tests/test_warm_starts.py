@@ -26,7 +26,7 @@ OTHER = dataclasses.replace(
     optimizer=Optimizer(learning_rate=2e-2),
     train=Train(steps=2, prompts=4, group_size=8),
     saving=Saving(every=1, warm_every=3),
-    scoring=Scoring(workers=1, failure_share=0.5),
+    scoring=Scoring(workers=1, failure_share=0.5, canary=False),
     evaluation=dataclasses.replace(PLAIN.evaluation, every=1),
 )
 

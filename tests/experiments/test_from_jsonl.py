@@ -225,6 +225,9 @@ def test_a_reward_that_fails_on_every_row_ends_the_run(train: Train, tmp_path: P
     settings = ("warm_start=None", "train.steps=2", "text_rewards.accuracy.0.match=numeric")
     assert train(words, tmp_path, settings) == 5
     complaint = capsys.readouterr().err
+    assert "on a right completion before the run began" in complaint and "'larger' is not a number" in complaint
+    assert train(words, tmp_path, (*settings, "scoring.canary=False")) == 5
+    complaint = capsys.readouterr().err
     assert "'accuracy' failed on every row" in complaint
     assert "'larger' is not a number" in complaint
 
