@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from grpo_jax.experiment import Evaluation, Scoring, Train
-from grpo_jax.setup import chunks, judge, plan, problems, workers
+from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from tests.rewards import odd
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 
