@@ -46,7 +46,7 @@ EXPERIMENT = Experiment(
     optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
     evaluation=Evaluation(every=50, prompts=64, full_prompts=64, samples=1),
     saving=Saving(every=50, warm_every=500),
-    scoring=Scoring(workers=2, timeout_s=0.5, memory_mb=256),
+    scoring=Scoring(workers=2, timeout_s=0.5, memory_mb=256, canary=False),  # trouble is what is studied here
 )
 
 VARIANTS = {

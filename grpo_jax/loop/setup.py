@@ -1,5 +1,6 @@
 """What a run is set up from: held-out problems, what judges with them, processes that score, what a display is told."""
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -23,6 +24,8 @@ CHECKED = 1 << 17
 
 CHUNKS = 4
 """Pieces that a step is sampled in where rewards are the user's own, as far as the number of prompts allows."""
+WAITING = 8
+"""Worker processes on a machine of fewer cores: rewards that wait for something wait side by side."""
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -55,7 +58,8 @@ def workers(experiment: Experiment) -> AbstractContextManager[Pool | None]:
     scoring, rewards = experiment.scoring, experiment.text_rewards
     if not own_rewards(experiment):
         return nullcontext()
-    return Pool(rewards, workers=scoring.workers, timeout_s=scoring.timeout_s, memory_mb=scoring.memory_mb)
+    count = scoring.workers or max(os.cpu_count() or 1, WAITING)
+    return Pool(rewards, workers=count, timeout_s=scoring.timeout_s, memory_mb=scoring.memory_mb)
 
 
 def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) -> Judge:

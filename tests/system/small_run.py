@@ -62,7 +62,7 @@ PLAIN = Experiment(
     ),
     evaluation=Evaluation(every=2, prompts=8, full_prompts=16, samples=2, show=2),
     saving=Saving(every=2, warm_every=2),
-    scoring=Scoring(canary=False),  # what is called accuracy here has nothing to do with the right answer
+    scoring=Scoring(workers=2, canary=False),  # what is called accuracy here is not that of the answer
 )
 
 EXPERIMENT = PLAIN
