@@ -122,7 +122,9 @@ def test_the_terminal_never_breaks_a_name_or_a_number():
 
 
 def test_times_stand_apart():
-    assert tables.times(FOUND).head == ("variant", "seeds", "seconds", "CPU s")
+    section = tables.times({"a": {0: a_run(2.0), 1: a_run(3.0)}, "b": {0: a_run(4.0, cpu_seconds=7.0)}})
+    assert section.head == ("variant", "seeds", "seconds", "CPU s")
+    assert section.words[-1] == "All runs together: 9 s, 12 CPU s."
 
 
 def test_a_part_of_a_partial_is_shown_by_its_keywords():
