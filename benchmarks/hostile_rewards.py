@@ -21,8 +21,8 @@ from _record import measure, write
 from grpo_jax import heldout
 from grpo_jax.folder import visit
 from grpo_jax.journal import read
+from grpo_jax.loop.setup import judge, problems
 from grpo_jax.revisit import restore
-from grpo_jax.setup import judge, problems
 
 SCRIPT = Path(__file__).resolve().with_name("_hostile.py")
 HELDOUT, SAMPLES = 192, 8

@@ -31,9 +31,9 @@ import _waiting
 
 from experiments.from_jsonl import EXPERIMENT
 from grpo_jax.experiment import Experiment, Scoring, step_settings
-from grpo_jax.phases import PHASES, Phases, Stopwatch
+from grpo_jax.loop.phases import PHASES, Phases, Stopwatch
+from grpo_jax.loop.setup import judge, problems, workers
 from grpo_jax.rewards.guards import FailureLimit
-from grpo_jax.setup import judge, problems, workers
 from grpo_jax.train import init_state, place_state
 
 KINDS = {"instant": _waiting.instant, "sleeping": _waiting.sleeping, "busy": _waiting.busy}

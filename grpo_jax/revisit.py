@@ -28,8 +28,8 @@ from grpo_jax.experiment import OWN_SET, Experiment, Saving
 from grpo_jax.folder import PHASES, visit
 from grpo_jax.journal import write_json
 from grpo_jax.lifeline import say
+from grpo_jax.loop.setup import first_states, judge, problems, workers
 from grpo_jax.rewards.text import Record
-from grpo_jax.setup import first_states, judge, problems, workers
 from grpo_jax.sharding import make_mesh, place_rows
 from grpo_jax.train import host
 from grpo_jax.types import Prompts, Rollouts

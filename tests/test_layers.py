@@ -28,10 +28,7 @@ STEPS = (
     ("4 testing", ("testing",)),
     (
         "5 runs",
-        tuple(
-            "sanity experiment overrides origin folder heldout samples setup canary phases logbook session imitation"
-            " warm_starts recorded loop finish report alerts display".split()
-        ),
+        tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),
     ),
     ("5 looking at runs", ("plan", "revisit", "show", "ablation")),
     ("6 command line", ("endings", "cli", "__main__")),

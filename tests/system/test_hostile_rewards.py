@@ -76,7 +76,7 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         for name, value in (mark.split("="), ("TMPDIR", str(folder / "tmp"))):
             patch.setenv(name, value)
         patch.setattr("grpo_jax.heldout.CHUNK", 4)
-        patch.setattr("grpo_jax.setup.Pool", Watched)
+        patch.setattr("grpo_jax.loop.setup.Pool", Watched)
         flags = [flag for setting in SETTINGS for flag in ("--set", setting)]
         (folder / "hostile_and_long.py").write_text(FILE, encoding="utf-8")
         code = cli.main(["train", str(folder / "hostile_and_long.py"), *flags, "--run-dir", str(folder / "run")])

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import compiled, phases
+from grpo_jax import compiled
 from grpo_jax.experiment import Experiment, step_settings
+from grpo_jax.loop import phases
+from grpo_jax.loop.phases import Phases, Scored, Stopwatch
+from grpo_jax.loop.setup import judge, problems, workers
 from grpo_jax.objectives import dr_grpo
-from grpo_jax.phases import Phases, Scored, Stopwatch
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.rewards.pool import Pool
-from grpo_jax.setup import judge, problems, workers
 from grpo_jax.train import init_state
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 

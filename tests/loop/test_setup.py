@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from grpo_jax.experiment import Evaluation, Scoring, Train
-from grpo_jax.setup import chunks, judge, plan, problems, workers
+from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from tests.rewards import odd
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 
@@ -52,7 +52,7 @@ def test_chunks_that_do_not_divide_are_refused_with_those_that_do(asked: int, ne
 
 def test_there_are_workers_enough_to_wait_side_by_side(monkeypatch: pytest.MonkeyPatch):
     seen: list[int] = []
-    monkeypatch.setattr("grpo_jax.setup.Pool", lambda rewards, *, workers, **_: seen.append(workers))
+    monkeypatch.setattr("grpo_jax.loop.setup.Pool", lambda rewards, *, workers, **_: seen.append(workers))
     for cores, asked in ((2, None), (64, None), (64, 3)):
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
         workers(dataclasses.replace(VARIANTS["text"], scoring=Scoring(workers=asked)))

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import grpo_jax
-from grpo_jax import canary
-from grpo_jax.canary import check_rewards, tried
 from grpo_jax.data import Chain, Jsonl
 from grpo_jax.data.addition import Addition
 from grpo_jax.experiment import Experiment, Scoring
 from grpo_jax.lifeline import BadData
+from grpo_jax.loop import canary
+from grpo_jax.loop.canary import check_rewards, tried
 from grpo_jax.rewards import text
 from grpo_jax.rewards.text import Record
 from tests.system.small_run import VARIANTS

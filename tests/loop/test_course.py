@@ -15,13 +15,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 import grpo_jax
-from grpo_jax import heldout, lifeline, logbook, loop, phases
+from grpo_jax import heldout, lifeline
 from grpo_jax.checkpoint import Checkpoints, abstract, state_digest
 from grpo_jax.compiled import compiled, traces
 from grpo_jax.experiment import Experiment, Saving, Train, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.journal import read
-from grpo_jax.phases import PHASES
+from grpo_jax.loop import course, logbook, phases
+from grpo_jax.loop.phases import PHASES
 from grpo_jax.train import Stream, init_state, learn_rows, sample_rows, score_rows, start, stream, supervised_step
 from grpo_jax.types import Params, Rollouts, TrainState
 from tests.system.small_run import PLAIN, VARIANTS
@@ -380,7 +381,7 @@ def test_a_termination_signal_ends_the_run_behind_its_step(monkeypatch: pytest.M
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(loop, "Signals", Requested)
+    monkeypatch.setattr(course, "Signals", Requested)
     folder = tmp_path / "run"
     with pytest.raises(lifeline.Preempted, match="run the same command again") as stop:
         grpo_jax.run(VARIANTS["cold"], folder)

@@ -11,9 +11,9 @@ from grpo_jax.experiment import Experiment, step_settings
 from grpo_jax.folder import Position, RunFolder
 from grpo_jax.heldout import Judge
 from grpo_jax.lifeline import Preempted, Signals
-from grpo_jax.logbook import Logbook
+from grpo_jax.loop.logbook import Logbook
+from grpo_jax.loop.setup import first_states
 from grpo_jax.samples import heldout_records
-from grpo_jax.setup import first_states
 from grpo_jax.types import TrainState
 
 

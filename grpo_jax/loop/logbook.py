@@ -20,8 +20,8 @@ from grpo_jax.experiment import Experiment, settings, step_settings
 from grpo_jax.folder import Position, RunFolder
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Guard, Heartbeat, write_dump
+from grpo_jax.loop.phases import Learned, Stopwatch, begun
 from grpo_jax.memory import peak_memory
-from grpo_jax.phases import Learned, Stopwatch, begun
 from grpo_jax.rewards.text import status_counts
 from grpo_jax.samples import rollout_records
 from grpo_jax.train import host
