@@ -85,12 +85,12 @@ def chosen(key: str) -> tuple[Fields, list[str]]:
 
 
 KINDS: dict[str, tuple[int, Callable[[str], tuple[Fields, list[str]]]]] = {
-    "add": (150, partial(changed, signs=(1,))),
-    "take away": (150, partial(changed, signs=(-1,))),
-    "compare": (150, compared),
-    "choose": (200, chosen),
-    "two steps": (850, partial(changed, signs=(0, 0))),
-    "three steps": (950, partial(changed, signs=(0, 0, 0))),
+    "add": (200, partial(changed, signs=(1,))),
+    "take away": (200, partial(changed, signs=(-1,))),
+    "compare": (200, compared),
+    "choose": (250, chosen),
+    "two steps": (1100, partial(changed, signs=(0, 0))),
+    "three steps": (500, partial(changed, signs=(0, 0, 0))),
 }
 """Category -> lines and what makes one from a key."""
 
