@@ -92,7 +92,8 @@ def start(params: Params, settings: Gradient) -> TrainState:
         return jnp.zeros((), jnp.int32)
 
     opt_state = build(settings.optimizer, settings.updates).init(params)
-    return TrainState(params=params, opt_state=opt_state, step=zero(), cursor=zero(), skipped=zero())
+    coef = objectives.initial_values(settings.recipe.coefficients)
+    return TrainState(params=params, opt_state=opt_state, step=zero(), cursor=zero(), skipped=zero(), coef=coef)
 
 
 def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> TrainState:
@@ -217,7 +218,8 @@ def learn_rows(
         state.replace(memory=memory), batch, settings, key=jax.random.fold_in(key, state.step), mesh=mesh
     )
     draws = rollouts.prompts.length.shape[0]
-    state = state.replace(step=state.step + 1, cursor=state.cursor + draws)
+    coef = objectives.controlled(recipe.coefficients, dict(state.coef), metrics)
+    state = state.replace(step=state.step + 1, cursor=state.cursor + draws, coef=coef)
     metrics = {
         **metrics,
         **measure.reward_metrics(reward),

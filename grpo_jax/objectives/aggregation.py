@@ -6,11 +6,15 @@ may still have no scored token; ``empty`` says whether such a row is in the numb
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 
 from grpo_jax import masked
-from grpo_jax.types import Array, Batch
+from grpo_jax.types import Array, Batch, TokenStats
+
+Selection = Callable[[Batch], Array]
+"""``Batch -> bool[N,T]``, from the record alone: which tokens an aggregation is over."""
 
 
 def counted(batch: Batch) -> Array:
@@ -92,6 +96,32 @@ def prompt_mean(batch: Batch, *, empty: str = "count") -> Array:
     present = masked.segment_count(prompt, prompts, _rows(batch, empty)) > 0
     share = scored.astype(dtype) / jnp.maximum(masked.spread(tokens, prompt), 1.0)[:, None]
     return share / _number(present, dtype)
+
+
+def restricted(aggregation: Callable[[Batch], Array], *, to: Selection) -> Callable[[Batch], Array]:
+    """`aggregation` over the selected tokens alone, in its denominators too, as an aggregation.
+
+    A factor in the term (`reweight`) takes tokens out of the sum and leaves the denominators as they are.
+    """
+    return partial(_restricted, aggregation=aggregation, to=to)
+
+
+def _restricted(batch: Batch, *, aggregation: Callable[[Batch], Array], to: Selection) -> Array:
+    return aggregation(batch.replace(mask=batch.mask & to(batch)))
+
+
+def positive(batch: Batch) -> Array:
+    """bool[N,T]: the tokens of rows with a reward above 0."""
+    return jnp.broadcast_to((batch.reward.outcome > 0)[:, None], batch.mask.shape)
+
+
+def recorded(batch: Batch, *, weight: Callable[[TokenStats, Batch], Array]) -> Array:
+    """bool[N,T]: the tokens to which a correction gives a weight above 0, on the old policy's log-probabilities.
+
+    `weight` is a term such as `kept` that reads ``logp_old`` and ``logp_behavior``: with it an aggregation is over the
+    tokens that a rejection keeps (verl narrows the mask of the response so).
+    """
+    return weight(TokenStats(logp=batch.logp_old), batch) > 0
 
 
 AGGREGATIONS: dict[str, Callable[..., Array]] = {

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from grpo_jax.advantages import Advantage
 from grpo_jax.groups import Grouping
+from grpo_jax.objectives.control import Coefficient
 from grpo_jax.objectives.description import describe
 from grpo_jax.types import Array, Batch, TokenStats
 
@@ -42,12 +43,17 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A published variant as data: what is compared, what a token is worth and what is minimised."""
+    """A published variant as data: what is compared, what a token is worth and what is minimised.
+
+    `prepare` fills ``Batch.select`` before each optimiser update; `coefficients` are the numbers that terms read by
+    name from ``Batch.coef`` and that change after each step.
+    """
 
     parts: tuple[Part, ...]
     advantage: Advantage
     grouping: Grouping
     prepare: tuple[Prepare, ...] = ()
+    coefficients: tuple[Coefficient, ...] = ()
     paper: str = dataclasses.field(default="", metadata={"describe": False})
 
     def __post_init__(self) -> None:
@@ -55,6 +61,11 @@ class Recipe:
             raise ValueError(f"parts is {self.parts!r}; it must be a tuple of Part(aggregation, term)")
         if not isinstance(self.prepare, tuple):
             raise ValueError(f"prepare is {self.prepare!r}; it must be a tuple of functions")
+        if not isinstance(self.coefficients, tuple) or not all(isinstance(c, Coefficient) for c in self.coefficients):
+            raise ValueError(f"coefficients is {self.coefficients!r}; it must be a tuple of Coefficient(...)")
+        names = [c.name for c in self.coefficients]
+        if len(set(names)) < len(names):
+            raise ValueError(f"coefficients are called {', '.join(names)}; every name is there once")
         describe(self, name="recipe")
 
 

@@ -7,6 +7,7 @@ mean zero, that of k3 is the gradient of KL(q || p)). Schulman, "Approximating K
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from grpo_jax.objectives.description import needs
@@ -32,6 +33,23 @@ def k3(delta: Array) -> Array:
 def absolute(delta: Array) -> Array:
     """|delta|: no estimator of the divergence, but a distance that some penalties use."""
     return delta * jnp.sign(delta)  # jnp.abs has derivative 1 at 0, which would push tokens that agree apart
+
+
+def straight_through(
+    delta: Array, *, value: Callable[[Array], Array] = k3, gradient: Callable[[Array], Array] = k2
+) -> Array:
+    """The value of one estimator with the gradient of another: g - stop_gradient(g) + stop_gradient(v).
+
+    With k3 and k2 an estimate that is unbiased in both: the value of k3, the gradient of KL(p || q). verl's "k3+", and
+    with ``value=k1`` its "k1+"; arXiv 2506.09477.
+
+    Args:
+        delta: log q - log p.
+        value: kernel whose value it takes.
+        gradient: kernel whose gradient it has.
+    """
+    slope = gradient(delta)
+    return slope - jax.lax.stop_gradient(slope) + jax.lax.stop_gradient(value(delta))
 
 
 @needs("logp_ref")
@@ -64,6 +82,22 @@ def kl_penalty(
     if weight is not None:
         value = value * weight(stats, batch)
     return value if clamp_output is None else jnp.clip(value, -clamp_output, clamp_output)
+
+
+@needs("kl_full")
+def kl_exact(stats: TokenStats, batch: Batch) -> Array:
+    """Term: the exact KL(policy || reference) at every token, over the whole vocabulary -> f32[N,T], nats.
+
+    sum_v p(v) (log p(v) - log q(v)), which `models.logprobs` computes in chunks: no estimate, and its gradient is that
+    of the divergence at the states that were visited.
+
+    Raises:
+        ValueError: it was not asked for.
+    """
+    del batch
+    if stats.kl_full is None:
+        raise ValueError('kl_exact reads TokenStats.kl_full, which is None. Remedy: ask for want=("kl_full",)')
+    return stats.kl_full
 
 
 ESTIMATORS: dict[str, Callable[[Array], Array]] = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}

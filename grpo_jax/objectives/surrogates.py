@@ -1,9 +1,15 @@
-"""Policy terms. A is the advantage, x the log-probability of a token, r = exp(x - logp_old) its importance ratio."""
+"""Policy terms. A is the advantage, x the log-probability of a token, r its importance ratio, by default exp(x - o).
 
+Which ratio is meant (of tokens or of rows, against the old policy or the behaviour) is an argument of the terms that
+clip, a log-ratio of `grpo_jax.objectives.ratios`. Nothing else is differentiated than x: advantages and recorded
+log-probabilities are data.
+"""
+
+import jax
 import jax.numpy as jnp
 
 from grpo_jax.objectives.description import needs
-from grpo_jax.objectives.ratios import over_old
+from grpo_jax.objectives.ratios import CAP, LogRatio, interval, log_ratio
 from grpo_jax.types import Array, Batch, TokenStats
 
 
@@ -18,29 +24,84 @@ def ppo_clip(
     *,
     low: float | None = 0.2,
     high: float | None = 0.2,
+    bounds: str = "relative",
     dual: float | None = None,
-    clamp_log_ratio: float | None = 20.0,
+    dual_form: str = "bound",
+    ratio: LogRatio = log_ratio,
+    clamp_log_ratio: float | None = CAP,
 ) -> Array:
-    """-min(r A, clip(r, 1 - low, 1 + high) A) -> f32[N,T] (PPO, arXiv 1707.06347).
+    """-min(r A, clip(r, 1 - low, 1 + high) A) -> f32[N,T] (PPO, arXiv 1707.06347, equation 7).
 
     At r = 1 the value is -A and the gradient that of `reinforce`.
 
     Args:
         stats: forward pass of the policy.
-        batch: with ``advantage`` and ``logp_old``.
+        batch: with ``advantage`` and what `ratio` reads.
         low: how far below 1 the ratio may fall before the gradient stops; None: no bound.
         high: how far above 1 it may rise (above `low` in DAPO's clip-higher); None: no bound.
-        dual: where A < 0 the term is at most ``-dual * A`` (arXiv 1912.09729), `dual` > 1; None: unbounded.
-        clamp_log_ratio: log r is clipped to +- this first, which keeps r finite in float32; None: not at all. The
-            gradient is 0 where it acts.
+        bounds: how `low` and `high` are meant, see `interval`.
+        dual: bounds the term where A < 0, `dual` > 1; None: unbounded.
+        dual_form: "bound": the term is at most ``-dual * A`` where A < 0 (dual clip, arXiv 1912.09729; verl,
+            OpenRLHF, slime, tunix, NeMo-RL); "cap_ratio": the unclipped r is capped at `dual` (two-sided GRPO of
+            INTELLECT-2, arXiv 2505.07291; TRL's delta). They differ only where `dual` < 1 + `high`.
+        ratio: log-ratio whose exponential is r; `sequence_log_ratio` for GSPO.
+        clamp_log_ratio: a token's log-ratio is clipped to +- this first, which keeps r finite in float32 (verl, tunix,
+            OpenRLHF 20); None: not at all (TRL, slime, NeMo-RL, rlax). The gradient is 0 where it acts.
+
+    Raises:
+        ValueError: `bounds` or `dual_form` is unknown.
     """
-    ratio = over_old(stats, batch, clamp=clamp_log_ratio)
-    lower = None if low is None else 1.0 - low
-    upper = None if high is None else 1.0 + high
-    term = jnp.maximum(-batch.advantage * ratio, -batch.advantage * jnp.clip(ratio, lower, upper))
-    if dual is None:
-        return term
-    return jnp.where(batch.advantage < 0, jnp.minimum(term, -dual * batch.advantage), term)
+    r = jnp.exp(ratio(stats, batch, clamp=clamp_log_ratio))
+    lower, upper = interval(low, high, bounds)
+    clipped = -batch.advantage * (r if lower is None and upper is None else jnp.clip(r, lower, upper))
+    if dual is None or dual_form == "bound":
+        term = jnp.maximum(-batch.advantage * r, clipped)
+        if dual is None:
+            return term
+        return jnp.where(batch.advantage < 0, jnp.minimum(term, -dual * batch.advantage), term)
+    if dual_form != "cap_ratio":
+        raise ValueError(f"dual_form: got {dual_form!r}, allowed 'bound' and 'cap_ratio': choose how dual enters")
+    return jnp.maximum(-batch.advantage * jnp.minimum(r, dual), clipped)
+
+
+def unclipped(
+    stats: TokenStats, batch: Batch, *, ratio: LogRatio = log_ratio, clamp_log_ratio: float | None = CAP
+) -> Array:
+    """-r A -> f32[N,T]: the surrogate of TRPO (arXiv 1502.05477, equation 14) and of PPO with a penalty.
+
+    Arguments as in `ppo_clip`.
+    """
+    return -batch.advantage * jnp.exp(ratio(stats, batch, clamp=clamp_log_ratio))
+
+
+def clipped_weight(
+    stats: TokenStats,
+    batch: Batch,
+    *,
+    low: float | None = None,
+    high: float | None = 4.0,
+    bounds: str = "relative",
+    ratio: LogRatio = log_ratio,
+    clamp_log_ratio: float | None = CAP,
+) -> Array:
+    """-stop_gradient(clip(r)) A x -> f32[N,T] (CISPO, MiniMax-M1, arXiv 2506.13585).
+
+    The weight is clipped, the token keeps its gradient. The defaults leave the lower side open and cap r at 5
+    (ScaleRL, arXiv 2510.13786). The value says nothing that could be compared with that of `ppo_clip`.
+
+    Args:
+        stats: forward pass of the policy.
+        batch: as for `ppo_clip`.
+        low: lower bound of the weight; the paper, verl, NeMo-RL and slime read it as 1 - low; None: no bound.
+        high: upper bound of the weight: 1 + high there, `high` itself in TRL (``bounds="absolute"``, ``low=None``).
+        bounds: how `low` and `high` are meant, see `interval`.
+        ratio: log-ratio whose exponential is r.
+        clamp_log_ratio: as in `ppo_clip` (verl 20; TRL, NeMo-RL, slime None).
+    """
+    r = jnp.exp(ratio(stats, batch, clamp=clamp_log_ratio))
+    lower, upper = interval(low, high, bounds)
+    weight = r if lower is None and upper is None else jnp.clip(r, lower, upper)
+    return -jax.lax.stop_gradient(weight) * batch.advantage * stats.logp
 
 
 def negative_log_likelihood(stats: TokenStats, batch: Batch) -> Array:

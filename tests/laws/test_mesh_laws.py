@@ -49,7 +49,7 @@ def check_updates(alone: tiny.Results, shape: str, names: tuple[str, ...]) -> No
 
 
 def test_every_update_is_that_of_one_device(alone):
-    check_updates(alone, "2x2x2", (*objectives.RECIPES, "grpo_by_category"))
+    check_updates(alone, "2x2x2", (*tiny.SPINE, "grpo_by_category"))
 
 
 @pytest.mark.parametrize("shape", ["1x8", "8x1", "2x4"])
@@ -60,7 +60,7 @@ def test_on_other_meshes_an_update_with_a_reference_and_one_without_are_those_of
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["1x8", "8x1", "2x4"])
 def test_on_other_meshes_every_update_is_that_of_one_device(alone, shape):
-    check_updates(alone, shape, tuple(objectives.RECIPES))
+    check_updates(alone, shape, tiny.SPINE)
 
 
 def laid_out_alike(a: object, b: object) -> bool:

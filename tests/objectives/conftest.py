@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ def draw(seed: int = 0, lengths: tuple = LENGTHS, prompt: tuple = PROMPT, width:
         "entropy": rng.uniform(0.1, 2.0, (rows, width)),
         "logp_old": logp + rng.normal(0, 0.4, (rows, width)),
         "logp_ref": logp + rng.normal(0, 0.4, (rows, width)),
-        "behavior": logp + rng.normal(0, 0.4, (rows, width)),
     }
+    # The sampler is next to the old policy on every other row and far from it on the rest: some rows are rejected.
+    near = np.where(np.arange(rows) % 2 == 0, 1e-4, 0.4)[:, None]
+    arrays["behavior"] = arrays["logp_old"] + near * rng.normal(0, 1.0, (rows, width))
     arrays = {name: np.where(mask, x, np.nan).astype(np.float32) for name, x in arrays.items()}
     return arrays | {
         "mask": mask,
@@ -62,8 +65,11 @@ def records(arrays: Mapping, prompts: int = 4) -> tuple[TokenStats, Collected]:
     return TokenStats(logp=arrays["logp"], entropy=arrays["entropy"]), collected
 
 
-def batch_of(collected: Collected, recipe: o.Recipe) -> Batch:
-    """Labels, advantages, mask and weights of a recipe; rows marked by a negative sample belong to no group."""
+def batch_of(collected: Collected, recipe: o.Recipe, stats: TokenStats | None = None) -> Batch:
+    """Labels, advantages, mask and weights of a recipe; rows marked by a negative sample belong to no group.
+
+    With `stats` the prepare steps of the recipe have run.
+    """
     rollouts, reward = collected.rollouts, collected.reward
     marked = rollouts.sample < 0
     # A grouping that drops rows reads rewards: those of marked rows must not be read, as if they had no label at all.
@@ -81,11 +87,38 @@ def batch_of(collected: Collected, recipe: o.Recipe) -> Batch:
         group=labels,
         reward=reward,
         logp_ref=collected.logp_ref,
+        coef=o.initial_values(recipe.coefficients),
     )
-    return dataclasses.replace(batch, weight=o.weights(recipe.parts, batch))
+    batch = dataclasses.replace(batch, weight=o.weights(recipe.parts, batch))
+    if stats is None:
+        return batch
+    for number, prepare in enumerate(recipe.prepare):
+        batch = prepare(jax.lax.stop_gradient(stats), batch, jax.random.key(number))
+    return batch
 
 
 @pytest.fixture(scope="session")
 def laboratory() -> tuple[Callable[..., Arrays], Callable, Callable]:
     """(draw, records, batch_of) of this file."""
     return draw, records, batch_of
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> Callable[..., tuple[TokenStats, Batch]]:
+    """``by_hand(ratio, mismatch=, advantage=, mask=)``: x = -1, the given ratios new / old and old / behaviour."""
+    return _by_hand
+
+
+def _by_hand(ratio: list, *, mismatch: list | None = None, advantage: list | None = None, mask: list | None = None):
+    r = np.asarray(ratio, np.float32)
+    rows = r.shape[0]
+    arrays = draw(lengths=(r.shape[1],) * rows, prompt=(0,) * rows, width=r.shape[1])
+    if mask is not None:
+        arrays["mask"] = np.asarray(mask, bool)
+    arrays["logp"] = np.full_like(r, -1.0)
+    arrays["logp_old"] = arrays["logp"] - np.log(r)
+    arrays["behavior"] = arrays["logp_old"] - np.log(np.asarray(mismatch or np.ones_like(r), np.float32))
+    stats, collected = records(arrays, prompts=1)
+    batch = batch_of(collected, o.RECIPES["ppo_clip"])
+    value = np.ones_like(r) if advantage is None else np.broadcast_to(np.asarray(advantage, np.float32), r.shape)
+    return stats, dataclasses.replace(batch, advantage=jnp.asarray(value))
