@@ -45,7 +45,13 @@ def tiny_collected(*, dtype: str = "float32") -> Collected:
     lengths, place = jnp.asarray(_LENGTHS, jnp.int32), jnp.arange(WIDTH, dtype=jnp.int32)[None, :]
     logp = -jnp.abs(normal(ROWS, WIDTH)) - 0.1
     rollouts = Rollouts(
-        prompts=Prompts(tokens=jnp.ones((PROMPTS, 2), jnp.int32), length=asked * 0 + 1, draw=asked, row=asked),
+        prompts=Prompts(
+            tokens=jnp.ones((PROMPTS, 2), jnp.int32),
+            length=asked * 0 + 1,
+            draw=asked,
+            row=asked,
+            label={"category": asked % 2, "role": asked % 2},
+        ),
         prompt=jnp.where(labels < 0, 4, labels),
         sample=index,
         tokens=jnp.zeros((ROWS, WIDTH), jnp.int32),
@@ -62,9 +68,16 @@ def tiny_collected(*, dtype: str = "float32") -> Collected:
         valid=index != UNSCORED,
         token=normal(ROWS, WIDTH),
         components={"first": outcome - 0.25, "second": jnp.full_like(outcome, 0.25)},
+        step_end=(place + index[:, None]) % 2 == 0,
+        greedy=0.5 * outcome + 0.25,
     )
     return Collected(
-        rollouts=rollouts, reward=reward, logp_old=logp, logp_ref=logp - 0.1, value_old=normal(ROWS, WIDTH)
+        rollouts=rollouts,
+        reward=reward,
+        logp_old=logp,
+        logp_ref=logp - 0.1,
+        value_old=normal(ROWS, WIDTH),
+        sum_pi_squared=jnp.exp(2.0 * logp) + 0.01,
     )
 
 
@@ -148,10 +161,11 @@ def spoiled_batch(batch: Batch) -> Batch:
 
 
 def rescored(collected: Collected, change: Callable[[Array], Array]) -> Collected:
-    """`change` on the outcome and on every component."""
+    """`change` on the outcome, on every component and on the rewards of the tokens, column by column."""
     reward = collected.reward
     components = {name: change(x) for name, x in reward.components.items()}
-    return _rewarded(collected, outcome=change(reward.outcome), components=components)
+    token = None if reward.token is None else jax.vmap(change, in_axes=1, out_axes=1)(reward.token)
+    return _rewarded(collected, outcome=change(reward.outcome), components=components, token=token)
 
 
 def together(labels: Array | np.ndarray, rows: np.ndarray) -> np.ndarray:
