@@ -9,7 +9,10 @@ are bare, a fifth shows half of the chain, two fifths all of it, and a quarter l
 of the sampled answers are right. GRPO then has only the reward (1 for the answer, 0.2 for the format) to find out that
 the longest way is the one that pays; no single digit of a chain earns anything.
 
-Held-out problems are those whose hash is a multiple of 16.
+What to expect: the length grows from 17 to 25 tokens within ten steps, and the accuracy with it. Measured once (seed 0,
+on 2 cores shared with other work, 119 CPU seconds, 1,000 supervised and 100 GRPO steps; 2,048 held-out problems, those
+whose hash is a multiple of 16): sampled accuracy from 28.2 % to 98.9 %, greedy from 62.5 % to 99.8 %, well-formed from
+73.3 % to 99.9 %.
 """
 
 from grpo_jax import cli
@@ -48,7 +51,7 @@ EXPERIMENT = Experiment(
         rows=32,
         optimizer=Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1),
     ),
-    train=Train(steps=60, prompts=32, group_size=8, epochs=2, minibatches=2),
+    train=Train(steps=100, prompts=32, group_size=8, epochs=2, minibatches=2),
     optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
     evaluation=Evaluation(every=10, prompts=512, full_prompts=2048, samples=4),
     saving=Saving(every=20, warm_every=500),

@@ -3,28 +3,21 @@ r"""GRPO on questions and answers in a file: plain-English arithmetic, read and 
     grpo-jax train experiments/from_jsonl.py --set data.path=FILE
 
 or ``python experiments/from_jsonl.py --set data.path=FILE``, from any folder; without the setting, FILE is
-`experiments/data/arithmetic.jsonl`, 3,000 lines which `experiments/data/make_arithmetic.py` wrote. A line is
-``{"prompt": "Ann has 6 nuts, buys 3 and eats 4. How many now?", "answer": "5", "solution": "6+3=9 9-4=5"}``;
-"solution" may be missing, and other keys are kept as metadata. A tenth of the questions, chosen by a hash, is held out.
+`experiments/data/arithmetic.jsonl`, 2,450 lines of six categories which `experiments/data/make_arithmetic.py` wrote. A
+line is ``{"prompt": "Ann has 6 nuts, buys 3, eats 4. Now?", "answer": "5", "solution": "6+3=9 9-4=5", "category":
+"two steps"}``; "solution" may be missing, and other keys are kept as metadata, which rewards, groupings and evaluations
+see: "category" gives every category an accuracy of its own, "match" says how the answer of a line is compared ("exact",
+"numeric" or "choice", which goes by the letter or the text of one of the "options"). A tenth of the questions, chosen
+by a hash, is held out.
 
 What happens: a decoder of 0.19 million parameters first imitates the lines that have a solution. These are of mixed
-quality, on purpose: of the lines of the file a third has no solution, a third shows every step and a third only the
-last one, whose first number has to be found in the head. GRPO then draws from all training lines and sees of them only
+quality, on purpose: of the lines of the file a sixth has no solution, a third shows every step and half only the last
+one, whose first number has to be found in the head. GRPO then draws from all training lines and sees of them only
 question and answer. The reward is a Python function of the decoded completion: 1 for the right answer, 0.2 for the
 format. The policy finds out that it pays to write down every step, and makes fewer slips in each.
 
-Accuracy on all 296 held-out questions, 4 samples each at temperature 1, with 95 % intervals; the whole process from a
-cold start on 2 cores of an AMD EPYC server (`benchmarks/from_jsonl.py`; ``--set seed=SEED``):
-
-    seed   after the warm start      after 100 GRPO steps      greedy            s    CPU s
-    0      45.1 % (41.0 to 49.2)     94.9 % (93.5 to 96.3)     64.5 to 99.3 %    82   131
-    1      46.0 % (42.1 to 50.3)     92.9 % (90.8 to 95.0)     59.8 to 97.3 %    88   127
-    2      40.3 % (36.2 to 44.3)     86.6 % (83.9 to 89.2)     52.4 to 95.6 %    87   119
-    3      47.3 % (43.5 to 51.3)     90.3 % (87.8 to 92.7)     63.5 to 93.6 %    97   134
-
-More imitation instead does not get there: 4,200 supervised steps (seed 0, 78 s, 133 CPU s, ``--set warm_start.gate=1
---set warm_start.limit=4200 --set warm_start.check_every=1600``, which ends with exit code 3 because nothing passes that
-gate) come to 59.8 % (53.7 to 65.6, on the first 256 questions, one sample each) and 60.9 % greedy.
+``--variant by_category`` compares every completion with all those to questions of its category (``data.labels``,
+`groups.by_label`) and not with those to the same question.
 
 For a file of your own set the widths that its lines need: `data.prompt_width` and `data.completion_width` in bytes, and
 with them `sampling.max_tokens` and `model.positions`; an error says which line and how much. With
@@ -67,9 +60,9 @@ EXPERIMENT = Experiment(
     recipe=grpo(beta=0.0),
     text_rewards=DATA.text_rewards(match="stated"),
     train=Train(steps=120, prompts=32, group_size=8, epochs=2, minibatches=2),
-    optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
+    optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
     warm_start=WarmStart(
-        steps=900,
+        steps=1000,
         limit=1400,
         gate=0.3,
         check_every=100,

@@ -12,6 +12,7 @@ preempted.
 import argparse
 import difflib
 import importlib.util
+import os
 import platform
 import sys
 import traceback
@@ -59,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _ablate_flags(ablate)
     _show_flags(commands.add_parser("show", help="what is in the folder of a run: table, curves, alerts, completions"))
     _report_flags(commands.add_parser("report", help="write figures and a page of HTML about one run or several"))
-    _eval_flags(commands.add_parser("eval", help="evaluate the newest checkpoint of a run again, in other sizes"))
-    _sample_flags(commands.add_parser("sample", help="print completions of the newest checkpoint of a run"))
+    _eval_flags(commands.add_parser("eval", help="evaluate a checkpoint of a run again, in other sizes"))
+    _sample_flags(commands.add_parser("sample", help="print completions of a checkpoint of a run"))
     helping = commands.add_parser("help", help="what a command does, its flags and their defaults")
     helping.add_argument("of", metavar="COMMAND", nargs="?", choices=sorted(commands.choices), help="default: all")
     helping.set_defaults(act=partial(_help, parser, commands.choices))
@@ -154,7 +155,7 @@ def _choices(parser: argparse.ArgumentParser) -> None:
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument("--samples", metavar="WHICH", help=f"completions too: {SAMPLES}")
+    parser.add_argument("--samples", metavar="WHICH", help=f"completions too: {SAMPLES}; default: none")
     parser.add_argument("--set-name", default="train", metavar="SET", help="train (the default) or heldout")
     parser.add_argument("--step", type=int, metavar="N", help="step of the completions; default the newest")
     parser.add_argument("--most", type=int, default=5, metavar="K", help="completions at most, default 5")
@@ -184,6 +185,8 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
     _run_flags(parser)
     parser.add_argument("--prompts", type=int, metavar="N", help="held-out problems; default evaluation.full_prompts")
     parser.add_argument("--samples", type=int, metavar="K", help="completions of each; default evaluation.samples")
+    parser.add_argument("--sets", metavar="A,B", help="held-out sets; default all")
+    parser.add_argument("--ks", type=_numbers, metavar="K,K", help="of pass@k and maj@k; default evaluation.ks")
     parser.set_defaults(act=_evaluate)
 
 
@@ -202,6 +205,16 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="FILE", help="file of the experiment; default the one the run was started by")
     _choices(parser)
     parser.add_argument("--seed", type=int, metavar="S", help="of the sampled tokens; default that of the run")
+    parser.add_argument(
+        "--checkpoint",
+        default="newest",
+        metavar="WHICH",
+        help="newest (the default), best, a step of GRPO, or warm_start/STEP",
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _train(parsed: argparse.Namespace) -> int:
@@ -214,10 +227,14 @@ def _train(parsed: argparse.Namespace) -> int:
     check_backend()
     experiment = _experiment(parsed.file, parsed.variant, parsed.settings)
     if parsed.dry_run:
-        page(preview(experiment))
+        found = preview(experiment)
+        page(found.page)
+        if found.trouble is not None:
+            raise BadData(found.trouble)
         return int(Exit.DONE)
     origin = Origin(str(Path(parsed.file).resolve()), parsed.variant, tuple(parsed.settings))
-    run(experiment, parsed.run_dir, parsed.fresh, origin=origin, accept_code_change=parsed.accept_code_change)
+    how = {"run_dir": parsed.run_dir, "fresh": parsed.fresh, "accept_code_change": parsed.accept_code_change}
+    run(experiment, **how, origin=origin)
     return int(Exit.DONE)
 
 
@@ -266,7 +283,10 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import evaluate_again, evaluation_table
 
     run, sizes = Path(parsed.run), {"prompts": parsed.prompts, "samples": parsed.samples, "seed": parsed.seed}
-    page(f"{evaluation_table(evaluate_again(run, experiment, **sizes))}numbers in {run / 'eval.json'}\n")
+    what = {"sets": _names(parsed.sets), "ks": parsed.ks, "checkpoint": parsed.checkpoint}
+    page(evaluation_table(evaluate_again(run, experiment, **sizes, **what)))
+    if os.access(run, os.W_OK):
+        page(f"numbers in {run / 'eval.json'}\n")
     return int(Exit.DONE)
 
 
@@ -275,6 +295,7 @@ def _sample(parsed: argparse.Namespace) -> int:
     from grpo_jax.revisit import sample_again, sample_page
 
     how = {"samples": parsed.samples, "temperature": parsed.temperature, "seed": parsed.seed}
+    how["checkpoint"] = parsed.checkpoint
     page(sample_page(sample_again(Path(parsed.run), experiment, texts=parsed.prompts, **how)))
     return int(Exit.DONE)
 

@@ -1,6 +1,7 @@
 """An experiment is a frozen value: every setting of a run, nested in groups, nothing read from anywhere else."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import Recipe
 from grpo_jax.rewards.text import TextRewards
 from grpo_jax.sampling import Sampling
+from grpo_jax.sharding import BATCH_AXES
 from grpo_jax.train import IMITATION, Step, TokenReward
 from grpo_jax.updates import AnyOptimizer, Gradient, Optimizer
 
@@ -110,12 +112,18 @@ class Scoring:
 
     A pair of record and reward that takes longer than `timeout_s` seconds, or kills its worker, is lost alone: its row
     counts nowhere. More than `failure_share` of the last 1,024 rows lost so stop the run.
+
+    Where text rewards are the reward, the prompts of a step are sampled in `chunks`, and each is scored while the next
+    is sampled. Before the first step the answers that the data knows to be right have to score 1 on "accuracy", and
+    junk 0; `canary` False leaves that out.
     """
 
     workers: int | None = None  # processes; None: one for each core
     timeout_s: float = 10.0
     memory_mb: int = 2048  # of a worker, beyond what it takes to load the rewards
     failure_share: float = 0.2
+    chunks: int | None = None  # a divisor of train.prompts; None: up to 4 with workers, else 1
+    canary: bool = True
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,7 @@ class Experiment:
         _check_rewards(self)
         _check_positions(self)
         _check_further(self)
+        _check_chunks(self)
         step_settings(self).gradient.check(self.train.prompts)
 
 
@@ -229,6 +238,24 @@ def _check_positions(experiment: Experiment) -> None:
         raise ValueError(
             f"model.positions: got {got}, allowed >= {needed} for prompts of {data.prompt_width} and completions of"
             f" {completion} tokens: set model.positions={needed} or lower the widths"
+        )
+
+
+def fitting_chunks(experiment: Experiment) -> list[int]:
+    """The numbers of pieces, ascending, into which the prompts of a step can be cut; each has to fill a mesh."""
+    prompts, mesh = experiment.train.prompts, experiment.mesh or {}
+    shards = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES)
+    return [count for count in range(1, prompts + 1) if prompts % count == 0 and prompts // count % shards == 0] or [1]
+
+
+def _check_chunks(experiment: Experiment) -> None:
+    got, fitting = experiment.scoring.chunks, fitting_chunks(experiment)
+    if got is not None and got not in fitting:
+        near = sorted(fitting, key=lambda count: abs(count - got))[:2]
+        raise ValueError(
+            f"scoring.chunks: got {got}, which does not cut {experiment.train.prompts} prompts into equal pieces that"
+            f" fit the mesh; the nearest valid numbers are {' and '.join(map(str, sorted(near)))}: change it or"
+            " train.prompts"
         )
 
 

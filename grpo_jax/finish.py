@@ -45,7 +45,7 @@ def summarise(
         cpu_seconds=time.process_time() - begun[1] + _earlier(folder, "cpu_seconds"),
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         state_digest=state_digest({"params": state.params, "opt_state": state.opt_state, "step": state.step}),
-        estimates={"before": _heldout(before), "after": _heldout(after)},
+        estimates={"before": _estimates(before), "after": _estimates(after)},
         traces=traces(),
         **numbers,
     )
@@ -65,8 +65,10 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _heldout(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if "/heldout" in name}
+def _estimates(row: Mapping[str, Any]) -> dict[str, float]:
+    """What an evaluation found of every set and category, by the names of the journal."""
+    there = tuple(f"/{place}{end}" for place in report.places(row) for end in ("", *report.BOUNDS))
+    return {name: value for name, value in row.items() if name.endswith(there)}
 
 
 def _print(folder: RunFolder, summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -78,6 +80,8 @@ def _print(folder: RunFolder, summary: Summary, metrics: Sequence[Mapping[str, A
         for end in (before, after)
     )
     shown = report.rendered(report.table(before, after), report.completions(first, last))
+    if len(report.places(before, after)) > 1:
+        shown = f"{report.rendered(report.sets_change(before, after), width=report.WIDTH)}\n{shown}"
     told = (
         f"\n{shown}\n{report.describe_run(metrics)}\n\n"
         f"{summary.parameters:,} parameters, {summary.warm_steps} warm start and {summary.steps} GRPO steps,"

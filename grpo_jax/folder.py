@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from grpo_jax import __version__, objectives
 from grpo_jax.checkpoint import Checkpoints, Restored
 from grpo_jax.experiment import Experiment, data_digest, settings
-from grpo_jax.journal import Journal, read, sole_writer, write_json
+from grpo_jax.journal import Journal, looking, read, sole_writer, write_json
 from grpo_jax.lifeline import DataError, say
 from grpo_jax.origin import CONFIG, FORMAT, Origin, held, stored
 from grpo_jax.types import TrainState
@@ -65,8 +65,12 @@ class RunFolder:
         """
         restored = self.checkpoints.restore(*abstract)
         reached = Position(-1, 0) if restored is None else Position.of(restored.meta)
-        for journal in (self.metrics, self.samples):
-            journal.rewind(lambda record: Position.of(record) <= reached)
+        moved = [j.rewind(lambda record: Position.of(record) <= reached) for j in (self.metrics, self.samples)]
+        if restored is None and any(moved):
+            say(
+                f"{self.path} has no checkpoint: the run begins again. What it had written is in"
+                f" {self.metrics.superseded.name} and {self.samples.superseded.name}."
+            )
         self._check_metrics(reached)
         if self._accepted is not None:
             *earlier, latest = self._accepted["history"]
@@ -134,7 +138,7 @@ def open_folder(
     that cannot be used, DataError where the disk is full, and RunStopped (code 4) for one in which another process
     works.
     """
-    path = Path(path).absolute()
+    path, config = Path(path).absolute(), _config(experiment)  # what cannot be described leaves no folder behind
     try:
         _check_folder(path)
         if fresh and path.exists():
@@ -142,16 +146,16 @@ def open_folder(
         path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(sole_writer(path))
-            return _opened(path, experiment, origin, accept_code_change, held)
+            return _opened(path, experiment, _agreed(path / CONFIG, config, origin, accept_code_change), held)
     except OSError as error:
         raise _unusable(path, error) from None
 
 
 def _opened(
-    path: Path, experiment: Experiment, origin: Origin | None, accept_code_change: bool, held: ExitStack
+    path: Path, experiment: Experiment, agreed: tuple[dict[str, Any], dict[str, Any] | None], held: ExitStack
 ) -> RunFolder:
     """The folder, once it is `held` against other processes; takes over what is held."""
-    config, accepted = _agreed(path / CONFIG, _config(experiment), origin, accept_code_change)
+    config, accepted = agreed
     identity = _identity(config)
     return RunFolder(
         path=path,
@@ -178,7 +182,7 @@ def _unusable(path: Path, error: OSError) -> ValueError | DataError:
 
 @contextmanager
 def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
-    """The checkpoints of the run in `path`, to be looked at; nobody else may work in it meanwhile.
+    """The checkpoints of the run in `path`, to be looked at: nothing is written there, and it may be read-only.
 
     Raises ValueError where there is no run, or one with other settings than `experiment`, and RunStopped (code 4) while
     another process works in it.
@@ -189,8 +193,8 @@ def visit(path: Path, experiment: Experiment) -> Iterator[Checkpoints]:
     if lines:
         remedy = "use the file, the --variant and the --set of the run"
         raise ValueError("\n".join([f"RUN: {path} holds a run with other settings:", *lines, f"  {remedy}"]))
-    with sole_writer(path):  # opening the checkpoints tidies up, which a run that is saving must not see
-        kept = Checkpoints(path / "checkpoints", identity=_identity(there), keep_last=experiment.saving.keep)
+    with looking(path):
+        kept = Checkpoints(path / "checkpoints", identity=_identity(there), read_only=True)
         try:
             yield kept
         finally:

@@ -279,17 +279,51 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        stopped = _in_use(run_dir, descriptor)
         os.close(held.pop())
-        raise RunStopped(
-            Exit.CONFIGURATION, f"{run_dir} is in use by {owner}. Wait for it, stop it, or use another run folder."
-        ) from None
+        raise stopped from None
     except OSError as error:
         say(f"{run_dir} cannot be locked ({error}): take care that no second run uses it.")
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
+        # Whoever finds the folder locked later, by somebody who only looks, is not sent to a process that has ended.
+        os.ftruncate(descriptor, 0)
     finally:
         while held:
             os.close(held.pop())
+
+
+@contextlib.contextmanager
+def looking(run_dir: Path) -> Iterator[None]:
+    """Keeps a run from going on in a folder that is looked at, and refuses to look while one does. Writes nothing.
+
+    Several may look at once. Where there is no lock to be had (nobody ever wrote there, or a file system without
+    locks), the folder is looked at as it is.
+
+    Raises:
+      RunStopped: a run has the folder (code 4), named by its process and machine.
+    """
+    try:
+        descriptor = os.open(Path(run_dir) / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(run_dir, descriptor) from None
+        except OSError as error:
+            say(f"{run_dir} cannot be locked ({error}): take care that no run goes on in it meanwhile.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(run_dir: Path, descriptor: int) -> RunStopped:
+    owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+    return RunStopped(
+        Exit.CONFIGURATION, f"{run_dir} is in use by {owner}. Wait for it, stop it, or use another run folder."
+    )

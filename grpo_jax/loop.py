@@ -24,9 +24,10 @@ from grpo_jax.lifeline import Heartbeat, Signals
 from grpo_jax.logbook import Logbook
 from grpo_jax.origin import Origin
 from grpo_jax.phases import Learned, Phases, Stopwatch
+from grpo_jax.recorded import Tape, recorded
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.session import Session
-from grpo_jax.setup import judge, plan, problems, workers
+from grpo_jax.setup import chunks, judge, plan, problems, workers
 from grpo_jax.types import Params, TrainState
 from grpo_jax.warm_starts import warmed
 
@@ -42,14 +43,16 @@ def run(
     origin: Origin | None = None,
     accept_code_change: bool = False,
     warm_starts: Path | None = None,
+    rollouts: Path | None = None,
 ) -> Summary:
     """Train `experiment` in `run_dir` (default ``runs/NAME``), continuing what is there bit for bit.
 
     `fresh` moves an existing run aside first, `accept_code_change` goes on with functions whose source has changed;
     `origin` says how to make the experiment again, for `grpo-jax eval` and `sample`. `warm_starts` is a folder in which
     runs with the same warm start share it: the first leaves it there, the others take it and end in the same bits as if
-    they had not. Raises ValueError for settings that cannot be run and RunStopped, which carries an exit code, for
-    trouble on the way.
+    they had not. `rollouts` is a file of recorded rollouts: steps that it holds for this seed are trained on as they
+    are, the others are sampled and added to it. Raises ValueError for settings that cannot be run and RunStopped, which
+    carries an exit code, for trouble on the way.
     """
     prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
     path, starting = Path(run_dir or Path("runs") / experiment.name), {"fresh": fresh, "origin": origin}
@@ -60,6 +63,7 @@ def run(
             Signals() as signals,
             Heartbeat(folder.path / "stacks.txt", STEP_LIMIT_S, COMPILE_LIMIT_S) as heartbeat,
             workers(experiment) as pool,
+            recorded(rollouts, experiment) as tape,
         ):
             book = Logbook(experiment, folder, display, heartbeat, Stopwatch())
             session = Session(experiment, folder, signals, judge(experiment, prompts, pool), book)
@@ -67,7 +71,7 @@ def run(
             if position.phase == 0 and experiment.warm_start:
                 state, meta = warmed(session, state, position.step, meta, shelf=warm_starts)
                 state, position = begin(session, state), Position(1, 0)
-            state, meta = reinforce(session, state, position.step, meta)
+            state, meta = reinforce(session, tape, state, position.step, meta)
             display.close()  # the tables of the summary come below the last picture
             return summarise(experiment, folder, state, meta, begun=book.begun)
     finally:
@@ -76,7 +80,7 @@ def run(
 
 
 def reinforce(
-    session: Session, state: TrainState, done: int, meta: dict[str, Any]
+    session: Session, tape: Tape, state: TrainState, done: int, meta: dict[str, Any]
 ) -> tuple[TrainState, dict[str, Any]]:
     """The GRPO steps from `done` on. The journal of a step is written while the next one is sampled."""
     experiment, book, clock = session.experiment, session.book, session.clock
@@ -84,16 +88,18 @@ def reinforce(
     if done == 0:
         meta = before(session, state, meta)
     limit = FailureLimit(share=experiment.scoring.failure_share)
-    phases = Phases(session.settings, session.judge, reference(session, state, done), clock=clock, failures=limit)
+    how = {"clock": clock, "failures": limit, "chunks": chunks(experiment)}
+    phases = Phases(session.settings, session.judge, reference(session, state, done), **how)
     waiting: tuple[int, Learned] | None = None
     for step in range(done + 1, train.steps + 1):
         prompts = experiment.data.draw(experiment.seed, np.arange((step - 1) * train.prompts, step * train.prompts))
         if waiting is None:
             clock.mark("rest")
-        rollouts = phases.rollout(state, prompts)
+        known = tape.find(step, prompts)
+        rollouts = phases.rollout(state, prompts) if known is None else []
         if waiting is not None:
             book.step(*waiting, {})
-        state, learned = phases.learn(state, phases.score(rollouts))
+        state, learned = phases.learn(state, known or tape.keep(step, phases.score(rollouts)))
         waiting = (step, learned)
         leaving = session.signals.requested
         last = step == train.steps
@@ -107,6 +113,7 @@ def reinforce(
             meta = session.ranked(Position(1, step), meta, extra)
         due = last or step % saving.every == 0 or session.among_best(Position(1, step), meta)
         if due or leaving:
+            tape.sync()
             session.save(Position(1, step), state, meta, passing=not due)
         if leaving and not last:
             session.leave(Position(1, step))

@@ -186,9 +186,14 @@ def _read(text: str, kind: Any, old: Any, path: str) -> Any:
     target = next((t for t in (kind, type(old)) if t in known), None)
     if target is None:
         parts = _parts_of(old)
-        remedy = f"set a part of it, {_join(path, parts[0])}" if parts else "change it in the experiment's file"
+        remedy = (
+            f"a part of it: set for instance {_join(path, parts[0])}"
+            if parts
+            else "another one in the experiment's file: change it there"
+        )
         raise ValueError(
-            f"--set {path}: got {text!r}, but this setting holds {_shown(old)}, which no text can give: {remedy}"
+            f"--set {path}: got {text!r}, but this setting holds {_shown(old)}, which no text can give; allowed"
+            f" is {remedy}"
         )
     try:
         return known[target](text)

@@ -20,7 +20,7 @@ from grpo_jax.data import records
 from grpo_jax.heldout import Judge
 from grpo_jax.lifeline import Exit, RunStopped
 from grpo_jax.rewards.guards import FailureLimit
-from grpo_jax.rewards.text import Record, Scores
+from grpo_jax.rewards.text import Record, Scores, score
 from grpo_jax.sharding import place_rows
 from grpo_jax.train import Step, Stream, host, learn_rows, reference_rows, sample_rows, score_rows, stream
 from grpo_jax.types import Array, Batch, Metrics, Params, Prompts, Reward, Rollouts, TrainState
@@ -79,6 +79,7 @@ class Scored:
     reward: Reward
     scores: Scores | None = None  # of rewards on text
     texts: Sequence[Record] | None = None  # the rows as text, where somebody needed them
+    logp_ref: Array | None = None  # f32[N, T], where it was begun already
     replayed: bool | None = None  # where rollouts are recorded: whether another run sampled these
 
 
@@ -92,7 +93,10 @@ class Learned:
 
 
 class Phases:
-    """The phases of one run. `reference` are the parameters of the reference policy, None for a recipe without one."""
+    """The phases of one run. `reference` are the parameters of the reference policy, None for a recipe without one.
+
+    With rewards on text the prompts of a step are sampled in `chunks`, and each is scored while the next is sampled.
+    """
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class Phases:
         *,
         clock: Stopwatch,
         failures: FailureLimit,
+        chunks: int = 1,
     ) -> None:
         change, mesh = settings.gradient, judge.mesh
         shared = {"mesh": mesh, "model": change.model, "group_size": change.group_size}
@@ -111,31 +116,46 @@ class Phases:
         self._reward = None if settings.reward is None else compiled(score_rows, mesh=mesh, reward=settings.reward)
         self._keys = [stream(judge.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
         self._judge, self._reference, self._clock, self._failures = judge, reference, clock, failures
+        self._chunks = chunks if self._reward is None else 1  # on token ids there is nothing to wait for
 
-    def rollout(self, state: TrainState, prompts: Prompts) -> Rollouts:
-        """Begin to sample."""
-        mesh = self._judge.mesh
-        return place_rows(self._sample(state.params, place_rows(prompts, mesh), self._keys[0], state.step), mesh)
+    def rollout(self, state: TrainState, prompts: Prompts) -> list[Rollouts]:
+        """Begin to sample: the chunks of a step, prompts in order, which become ready one after the other."""
+        size, mesh = prompts.length.shape[0] // self._chunks, self._judge.mesh
+        cuts = [slice(begin, begin + size) for begin in range(0, size * self._chunks, size)]
+        parts = [jax.tree.map(lambda x, cut=cut: x[cut], prompts) for cut in cuts]
+        return [
+            place_rows(self._sample(state.params, place_rows(part, mesh), self._keys[0], state.step), mesh)
+            for part in parts
+        ]
 
-    def score(self, rollouts: Rollouts) -> Scored:
+    def score(self, parts: Sequence[Rollouts]) -> Scored:
         """Score the rows: begin to, on token ids; wait for it, on text.
 
         Raises RunStopped (code 5) where text rewards fail too often.
         """
         if self._reward is not None:
+            (rollouts,) = parts
             return Scored(rollouts, place_rows(self._reward(rollouts), self._judge.mesh))
-        texts = records(self._judge.task, host(rollouts))
+        rows, texts, pending = [], [], []
+        for part in parts:
+            rows.append(host(part))
+            found = records(self._judge.task, rows[-1])
+            texts += found
+            pending.append(_begun(self._judge, found))
         self._clock.mark("rollout")
-        reward, scores = self._judge.score(texts)
+        rollouts = place_rows(joined(rows), self._judge.mesh) if len(parts) > 1 else parts[0]
+        logp_ref = self._refer_to(rollouts)  # computed while the rewards are waited for
+        reward, scores = _together([wait() for wait in pending])
         self._clock.mark("reward")
         _check_scored(reward, scores)
         self._failures.check(texts, scores)
-        return Scored(rollouts, reward, scores, texts)
+        return Scored(rollouts, reward, scores, texts, logp_ref)
 
     def learn(self, state: TrainState, scored: Scored) -> tuple[TrainState, Learned]:
         """Begin to learn from the rows; `state` is used up."""
         mesh, rollouts = self._judge.mesh, place_rows(scored.rollouts, self._judge.mesh)
-        reward, logp_ref = place_rows(scored.reward, mesh), self._refer_to(rollouts)
+        reward = place_rows(scored.reward, mesh)
+        logp_ref = self._refer_to(rollouts) if scored.logp_ref is None else scored.logp_ref
         state, metrics, batch = self._learn(state, rollouts, reward, self._keys[1], logp_ref)
         for name, promise in zip(PHASES, (rollouts, reward, logp_ref), strict=False):
             if promise is not None:
@@ -147,6 +167,34 @@ class Phases:
         if self._reference is None:
             return None
         return place_rows(self._refer(self._reference, rollouts), self._judge.mesh)
+
+
+def joined(parts: Sequence[Rollouts]) -> Rollouts:
+    """The rows of all `parts` (numpy) in order, as one record whose prompts are numbered through."""
+    begins = np.cumsum([0, *(part.prompts.length.shape[0] for part in parts)]).astype(np.int32)
+    shifted = [part.replace(prompt=part.prompt + begin) for part, begin in zip(parts, begins, strict=False)]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *shifted)
+
+
+def _begun(judge: Judge, texts: Sequence[Record]) -> Callable[[], tuple[Reward, Scores]]:
+    """Scores on their way: what is returned waits for them. In this process they are made at once."""
+    if judge.pool is not None:
+        return judge.pool.submit(texts).result
+    made = score(texts, judge.text_rewards)
+
+    def known() -> tuple[Reward, Scores]:
+        return made
+
+    return known
+
+
+def _together(parts: Sequence[tuple[Reward, Scores]]) -> tuple[Reward, Scores]:
+    """The rewards and scores of all rows in order."""
+    if len(parts) == 1:
+        return parts[0]
+    reward = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(reward for reward, _ in parts))
+    names = parts[0][1]
+    return reward, {name: tuple(score for _, scores in parts for score in scores[name]) for name in names}
 
 
 def _check_scored(reward: Reward, scores: Scores) -> None:

@@ -1,14 +1,16 @@
 """What a run would be, before it is one: settings, sizes, memory, a prompt on its way. Nothing is trained."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from grpo_jax import report
 from grpo_jax.experiment import Experiment, settings, step_settings
-from grpo_jax.rewards.text import Record
+from grpo_jax.rewards.text import Record, Scores
 from grpo_jax.setup import judge, problems, workers
 from grpo_jax.train import init_state
 
@@ -59,15 +61,24 @@ def demonstration(experiment: Experiment) -> tuple[Record, tuple[int, ...]]:
     return record, tuple(np.asarray(shown.prompts.tokens)[0, : int(shown.prompts.length[0])].tolist())
 
 
-def preview(experiment: Experiment) -> str:
-    """All that can be said of a run beforehand, as text; the data is checked as at the start of a run.
+class Preview(NamedTuple):
+    """What is said of a run beforehand."""
 
-    Raises ValueError for settings or data that cannot be run.
+    page: str
+    trouble: str | None
+    """Why the run would come to nothing although its settings are in order; None where it would not."""
+
+
+def preview(experiment: Experiment) -> Preview:
+    """All that can be said of a run beforehand; the data is checked as at the start of a run.
+
+    A right completion and one that is junk are scored. Raises ValueError for settings or data that cannot be run.
     """
     heldout = problems(experiment)
     lines = [f"{name} = {value}" for name, value in settings(experiment).items()]
     lines += ["", *_sized(sizes(experiment)), f"{heldout.length.shape[0]} held-out problems", ""]
-    return "\n".join([*lines, *_scored(experiment)]) + "\n"
+    shown, trouble = _scored(experiment)
+    return Preview("\n".join([*lines, *shown]) + "\n", trouble)
 
 
 def _sized(found: Mapping[str, float]) -> list[str]:
@@ -80,30 +91,61 @@ def _sized(found: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _scored(experiment: Experiment) -> list[str]:
-    """One prompt through the tokenizer, and what the text rewards say of a demonstration of it."""
+def _right(experiment: Experiment) -> tuple[Record, tuple[int, ...], str]:
+    """A completion that should be rewarded, the token ids of its prompt, and what to call it."""
     try:
-        record, ids = demonstration(experiment)
-    except ValueError as error:
-        prompts = experiment.data.draw(experiment.seed, np.arange(1))
-        ids = np.asarray(prompts.tokens)[0, : int(prompts.length[0])].tolist()
-        text = report.clean(experiment.data.prompt_text(prompts, 0))
-        return [f"prompt: {text}", f"  {len(ids)} tokens: {list(ids)}", f"no demonstration: {error}"]
+        return *demonstration(experiment), "demonstration"
+    except ValueError:  # no line of the data shows a solution: the answer alone, in the form of R1
+        task = experiment.data
+        prompts = task.draw(experiment.seed, np.arange(1))
+        answer = task.answers(prompts)[0]
+        text = f"</think><answer>{answer}</answer>"
+        record = Record(
+            prompt=task.prompt_text(prompts, 0),
+            completion=text,
+            tokens=(*task.tokenizer.encode(text, specials=True), task.tokenizer.eos),
+            answer=answer,
+            metadata=task.metadata(prompts)[0],
+        )
+        return record, tuple(np.asarray(prompts.tokens)[0, : int(prompts.length[0])].tolist()), "right answer as"
+
+
+def _scored(experiment: Experiment) -> tuple[list[str], str | None]:
+    """One prompt through the tokenizer, what the text rewards say of two completions of it, and what is wrong there."""
+    right, ids, called = _right(experiment)
+    # Of junk there is no better known than the question said again.
+    junk = dataclasses.replace(right, completion=right.prompt, tokens=ids, stopped=False)
     with workers(experiment) as pool:
-        reward, scores = judge(experiment, experiment.data.heldout(1), pool).score([record])
-    said = [
-        f"  {name} {row[0].value:.3g} ({row[0].status}{': ' + report.clean(row[0].detail) if row[0].detail else ''}),"
-        f" weight {experiment.text_rewards[name][1]:g}"
-        for name, row in scores.items()
-    ]
-    total = f"{float(reward.outcome[0]):.4g}" if bool(reward.valid[0]) else "none, it could not be scored"
-    return [
-        f"prompt: {report.clean(record.prompt)}",
+        reward, scores = judge(experiment, experiment.data.heldout(1), pool).score([right, junk])
+    lines = [
+        f"prompt: {report.clean(right.prompt)}",
         f"  {len(ids)} tokens: {list(ids)}",
-        f"demonstration: {report.clean(record.completion)}",
-        f"  {len(record.tokens)} tokens: {list(record.tokens)}",
-        f"right answer: {report.clean(record.answer)}",
-        "text rewards of the demonstration:",
-        *said,
-        f"  reward {total}",
+        f"{called}: {report.clean(right.completion)}",
+        f"  {len(right.tokens)} tokens: {list(right.tokens)}",
+        f"right answer: {report.clean(right.answer)}",
     ]
+    for row, what in enumerate(
+        (f"text rewards of this {called.split()[0]}:", "text rewards of the prompt said again:")
+    ):
+        lines.append(what)
+        for name, column in scores.items():
+            detail = f": {report.clean(column[row].detail)}" if column[row].detail else ""
+            weight = experiment.text_rewards[name][1]
+            lines.append(f"  {name} {column[row].value:.3g} ({column[row].status}{detail}), weight {weight:g}")
+        total = f"{float(reward.outcome[row]):.4g}" if bool(reward.valid[row]) else "none, it could not be scored"
+        lines.append(f"  reward {total}")
+    if np.asarray(reward.valid).all() and not reward.outcome[0] > reward.outcome[1]:
+        lines.append("look at this: the prompt said again earns as much; rewards should tell right from wrong")
+    return lines, _trouble(scores)
+
+
+def _trouble(scores: Scores) -> str | None:
+    """The first reward that could not do its work."""
+    for name, column in scores.items():
+        for score, what in zip(column, ("a right completion", "the prompt said again"), strict=True):
+            if score.status in ("error", "timeout"):
+                return (
+                    f"text_rewards[{name!r}]: got {score.status} for {what} ({score.detail}), allowed is a number for"
+                    " every completion: correct the reward or its settings"
+                )
+    return None

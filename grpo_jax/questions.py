@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,15 +31,23 @@ class Questions:
 
 
 def together(sets: Mapping[str, tuple[Task, Prompts]], category: str | None) -> dict[str, Questions]:
-    """Every set by name, with prompts of one width and with the categories that the key `category` names.
+    """Every set by name, with prompts of one width and one structure, and the categories that the key `category` names.
+
+    The labels of prompts are those of the first set; the problems of the others have none (-1).
 
     Raises BadData for a category that cannot be part of the name of a metric, and ValueError where there are too many.
     """
     width = max(task.prompt_width for task, _ in sets.values())
-    return {
-        name: Questions(task, _widened(prompts, width, task.tokenizer.pad), _labels(name, task, prompts, category))
-        for name, (task, prompts) in sets.items()
-    }
+    first = next(iter(sets))
+    known = sets[first][1].label
+    made = {}
+    for name, (task, prompts) in sets.items():
+        # Labels mean what the task that gave them says. Groupings and rewards on tokens know those of the first.
+        none = np.full(prompts.length.shape[0], -1)
+        label = known if name == first else dict.fromkeys(known, none)
+        wide = _widened(prompts, width, task.tokenizer.pad, label)
+        made[name] = Questions(task, wide, _labels(name, task, prompts, category))
+    return made
 
 
 def further_sets(tasks: Mapping[str, Task], *, count: int | None) -> dict[str, tuple[Task, Prompts]]:
@@ -48,7 +57,8 @@ def further_sets(tasks: Mapping[str, Task], *, count: int | None) -> dict[str, t
         try:
             found[name] = (task, _problems(task, count))
         except ValueError as error:
-            raise type(error)(f"heldout.{name}: {error}") from None
+            kind = BadData if isinstance(error, BadData) else ValueError
+            raise kind(f"heldout.{name}: {error}") from None
     return found
 
 
@@ -92,10 +102,10 @@ def _check_category(value: object, key: str, problem: str) -> None:
         )
 
 
-def _widened(prompts: Prompts, width: int, pad: int) -> Prompts:
-    """`prompts` with `width` columns, the new ones filled with `pad`."""
+def _widened(prompts: Prompts, width: int, pad: int, label: Mapping[str, Any]) -> Prompts:
+    """`prompts` with these labels and `width` columns, the new ones filled with `pad`."""
     tokens = np.asarray(prompts.tokens)
     missing = width - tokens.shape[1]
     if missing:
         tokens = np.pad(tokens, ((0, 0), (0, missing)), constant_values=pad)
-    return numpy_prompts(tokens, prompts.length, prompts.draw, prompts.row)
+    return numpy_prompts(tokens, prompts.length, prompts.draw, prompts.row, label)

@@ -1,7 +1,15 @@
-"""A run looked at again: its newest good checkpoint evaluated in other sizes, or asked for completions."""
+"""A run looked at again: one of its checkpoints evaluated in other sizes, or asked for completions.
 
+The run is only read; what an evaluation came to is added to its `eval.json` where that can be written.
+"""
+
+import contextlib
 import dataclasses
+import difflib
+import fcntl
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +24,18 @@ from grpo_jax.checkpoint import Checkpoints, Restored, abstract
 from grpo_jax.compiled import compiled
 from grpo_jax.data import Task, records
 from grpo_jax.data.tasks import numpy_prompts
-from grpo_jax.experiment import Experiment, step_settings, warm_settings
-from grpo_jax.folder import visit
+from grpo_jax.experiment import OWN_SET, Experiment, Saving, step_settings, warm_settings
+from grpo_jax.folder import PHASES, visit
 from grpo_jax.journal import write_json
+from grpo_jax.lifeline import say
 from grpo_jax.rewards.text import Record
 from grpo_jax.setup import judge, problems, workers
 from grpo_jax.sharding import make_mesh, place_rows
 from grpo_jax.train import host, init_state, place_state
 from grpo_jax.types import Prompts, Rollouts
 
+EVALUATIONS = "eval.json"
+NEWEST, BEST = "newest", "best"
 SHOWN = 4
 """Held-out problems whose completions are shown where no prompt is given."""
 
@@ -36,12 +47,16 @@ def evaluate_again(
     prompts: int | None = None,
     samples: int | None = None,
     seed: int | None = None,
+    sets: Sequence[str] | None = None,
+    ks: Sequence[int] | None = None,
+    checkpoint: str = NEWEST,
 ) -> dict[str, Any]:
-    """Metrics of the newest good checkpoint of `run` on `prompts` held-out problems, `samples` completions each.
+    """Metrics of a checkpoint of `run` on `prompts` problems of each of `sets`, `samples` completions each.
 
-    None is what the experiment says of a full evaluation; then the numbers are those that the run wrote itself. Writes
-    `eval.json` beside the run and returns the same. Raises ValueError for sizes out of range and for an experiment
-    that is not that of the run.
+    None is what the experiment says of a full evaluation, and every set; of the newest checkpoint the numbers are then
+    those that the run wrote itself. `ks` are those of pass@k and maj@k; `checkpoint` is "newest", "best", a GRPO step
+    or "warm_start/STEP". The result is returned and added to `eval.json` in the run, unless that is read-only. Raises
+    ValueError for what is out of range or not there, and for an experiment that is not that of the run.
     """
     sizes = experiment.evaluation
     prompts = sizes.full_prompts if prompts is None else prompts
@@ -49,32 +64,95 @@ def evaluate_again(
     seed = _checked_seed(experiment, seed)
     _check_count("--prompts", prompts)
     _check_count("--samples", samples)
+    chosen = _checked_sets(experiment, sets)
+    ks = sizes.ks if ks is None else _checked_ks(ks, samples)
+    evaluations(run)  # before any work is done: what is there has to be readable, or nothing could be added
     # `prompts` is the size of the small evaluations of training, which are not made here.
-    asked = dataclasses.replace(sizes, prompts=1, full_prompts=prompts, samples=samples)
-    given = problems(dataclasses.replace(experiment, evaluation=asked))
+    asked = dataclasses.replace(sizes, prompts=1, full_prompts=prompts, samples=samples, ks=None)
+    asked_of = dataclasses.replace(experiment, evaluation=asked, saving=Saving())
+    given = problems(asked_of)
     with visit(run, experiment) as kept, workers(experiment) as pool:
-        restored = newest(kept, experiment)
-        judging = dataclasses.replace(judge(experiment, given, pool), seed=seed)
-        metrics, _ = heldout.evaluate(restored.state.params, judging, prompts=None, samples=samples, show=0)
+        restored = restore(kept, experiment, checkpoint)
+        judging = dataclasses.replace(judge(asked_of, given, pool), seed=seed, ks=None if ks is None else tuple(ks))
+        params = restored.state.params
+        metrics, _ = heldout.evaluate(params, judging, prompts=None, samples=samples, show=0, sets=chosen)
         result = {
             "checkpoint": {key: restored.meta[key] for key in ("phase", "step")},
             "prompts": int(given.length.shape[0]),
+            "sets": {name: len(judging.sets[name].labels) for name in chosen},
             "samples": samples,
+            "ks": None if ks is None else list(ks),
             "seed": seed,
             "metrics": metrics,
         }
-        write_json(run / "eval.json", result)
+    _add(run, result)
     return result
 
 
+def _add(run: Path, result: Mapping[str, Any]) -> None:
+    if not os.access(run, os.W_OK):
+        say(f"{run} is read-only: the numbers are printed and {EVALUATIONS} is left as it is")
+        return
+    folder = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)  # two evaluations that end together are both kept
+        write_json(run / EVALUATIONS, {"evaluations": [*evaluations(run), result]})
+    finally:
+        os.close(folder)
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    """What `eval.json` in the run holds: every evaluation made of it afterwards, the oldest first.
+
+    Raises ValueError for a file that was damaged or edited.
+    """
+    path = run / EVALUATIONS
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and "metrics" in content:  # a single one, as they were once written
+        content = {"evaluations": [content]}
+    rows = content.get("evaluations") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(
+            f"RUN: {path} is damaged or was edited; allowed is the file that `grpo-jax eval` wrote: move it away"
+        )
+    return rows
+
+
 def evaluation_table(result: Mapping[str, Any]) -> str:
-    """What `evaluate_again` returned, as text for the terminal."""
+    """What `evaluate_again` returned, as text for the terminal: a row for each set and category."""
     at = result["checkpoint"]
     head = (
-        f"checkpoint of {at['phase']} step {at['step']}: {result['prompts']} held-out problems, {result['samples']}"
-        f" completions each, seed {result['seed']}; intervals are at 95 %"
+        f"checkpoint of {at['phase']} step {at['step']}: {sum(result['sets'].values())} held-out problems,"
+        f" {result['samples']} completions each, seed {result['seed']}; intervals are at 95 %"
     )
-    return report.rendered(Text(head), report.measured(result["metrics"]))
+    return report.rendered(Text(head), report.sets_table(result["metrics"]), width=report.WIDTH)
+
+
+def _checked_sets(experiment: Experiment, sets: Sequence[str] | None) -> list[str]:
+    known = [OWN_SET, *experiment.heldout]
+    for name in known if sets is None else sets:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"--sets: got {name!r}, allowed {', '.join(known)}: "
+                + (f"did you mean {near[0]}?" if near else "choose some of these, with commas between")
+            )
+    return [name for name in known if sets is None or name in sets]
+
+
+def _checked_ks(ks: Sequence[int], samples: int) -> tuple[int, ...]:
+    for k in ks:
+        if not 1 <= k <= samples:
+            raise ValueError(
+                f"--ks: got {k}, allowed 1 to the number of samples, {samples}: raise --samples or lower k"
+            )
+    return tuple(ks)
 
 
 def sample_again(
@@ -85,8 +163,9 @@ def sample_again(
     samples: int = 1,
     temperature: float | None = None,
     seed: int | None = None,
+    checkpoint: str = NEWEST,
 ) -> list[dict[str, Any]]:
-    """`samples` completions of each prompt of `texts`, or of the first held-out problems, from the newest checkpoint.
+    """`samples` completions of each prompt of `texts`, or of the first held-out problems, from a checkpoint.
 
     One dict a completion, prompt by prompt: `prompt`, `sample`, `completion`, `length`, `stopped`, and where the answer
     is known `answer` and `scores` by name. Temperature 0 is the most likely token; None is that of training. Raises
@@ -99,7 +178,7 @@ def sample_again(
     _check_count("--samples", samples)
     prompts, known = typed(experiment.data, texts) if texts else _first_heldout(experiment)
     with visit(run, experiment) as kept, workers(experiment) as pool:
-        params, scorer = newest(kept, experiment).state.params, judge(experiment, prompts, pool)
+        params, scorer = restore(kept, experiment, checkpoint).state.params, judge(experiment, prompts, pool)
         settings = {"model": experiment.model, "sampling": experiment.sampling.replace(temperature=1.0), "reward": None}
         call = compiled(heldout.answer_rows, mesh=scorer.mesh, **settings)
         given, heat = place_rows(_filled(prompts, scorer.mesh), scorer.mesh), np.float32(temperature)
@@ -145,16 +224,37 @@ def sample_page(rows: Sequence[Mapping[str, Any]]) -> str:
     return report.rendered(*parts)
 
 
-def newest(kept: Checkpoints, experiment: Experiment) -> Restored:
-    """The newest good checkpoint. Raises ValueError where there is none yet."""
+def restore(kept: Checkpoints, experiment: Experiment, which: str = NEWEST) -> Restored:
+    """The newest good checkpoint, or the one that `which` names. Raises ValueError where there is none such."""
     warm = experiment.warm_start
     first = warm_settings(experiment, warm) if warm else step_settings(experiment).gradient
     mesh = None if experiment.mesh is None else make_mesh(experiment.mesh)
     fresh = place_state(init_state(experiment.seed, first), experiment.model, mesh)
-    restored = kept.restore(abstract(fresh))
+    index = None if which == NEWEST else _index(kept.notes(), which)
+    restored = kept.restore(abstract(fresh), index=index)
     if restored is None:
         raise ValueError("RUN: got a run without a checkpoint, allowed is one that has saved: wait, or train it longer")
     return restored
+
+
+def _index(notes: Mapping[int, Mapping[str, Any]], which: str) -> int:
+    """The number of the checkpoint that `which` names, of those with `notes`, the newest first."""
+    ranking = [row["index"] for row in next(iter(notes.values()), {}).get("best", [])]
+    named = {_step(meta): index for index, meta in sorted(notes.items())}
+    if ranking and ranking[0] in notes:
+        named[BEST] = ranking[0]
+    if which in named:
+        return named[which]
+    there = [f"{name} ({_step(notes[index])})" if name == BEST else name for name, index in named.items()]
+    why = ", which this run does not rank (saving.best)" if which == BEST and not ranking else ""
+    raise ValueError(
+        f"--checkpoint: got {which}{why}, allowed {', '.join([NEWEST, *there])}: choose one that is there; a number is"
+        " a step of GRPO"
+    )
+
+
+def _step(meta: Mapping[str, Any]) -> str:
+    return str(meta["step"]) if meta["phase"] == PHASES[-1] else f"{meta['phase']}/{meta['step']}"
 
 
 def typed(task: Task, texts: Sequence[str]) -> tuple[Prompts, list[bool]]:

@@ -12,7 +12,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grpo_jax.groups import by_prompt
+import numpy as np
+
+from grpo_jax.groups import by_label, by_prompt
 from grpo_jax.objectives import functions
 from grpo_jax.sharding import BATCH_AXES
 
@@ -26,8 +28,10 @@ def check(experiment: Any) -> None:
         _check_number(path, kind, value)
     _check_text_rewards(experiment)
     _check_scoring(experiment)
+    _check_chunk(experiment)
     _check_stop(experiment)
     _check_group_size(experiment)
+    _check_labels(experiment)
     _check_mesh(experiment)
 
 
@@ -91,6 +95,12 @@ def _check_scoring(experiment: Any) -> None:
             raise ValueError(f"scoring.{name}: got {got}, allowed {allowed}: change it to a number in that range")
 
 
+def _check_chunk(experiment: Any) -> None:
+    chunk = experiment.train.chunk
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"train.chunk: got {chunk}, allowed None or >= 1 tokens: None lets the vocabulary decide")
+
+
 def _check_stop(experiment: Any) -> None:
     vocab = experiment.data.tokenizer.vocab_size
     unknown = [token for token in experiment.sampling.stop if token >= vocab]
@@ -114,6 +124,21 @@ def _check_group_size(experiment: Any) -> None:
                 f"train.group_size: got 1, allowed >= 2 with the advantage {function.__name__}: it compares the"
                 " completions of a prompt with each other, and one alone is always worth 0; raise train.group_size, or"
                 " take advantages.batch_centered, which compares all rows of a step"
+            )
+
+
+def _check_labels(experiment: Any) -> None:
+    """A grouping by a label that the prompts lack is found now, and not after the warm start."""
+    wanted = [keywords["name"] for f, keywords in functions(experiment.recipe.grouping) if f is by_label]
+    if not wanted:
+        return
+    known = experiment.data.draw(experiment.seed, np.arange(1)).label
+    for name in wanted:
+        if name not in known:
+            raise ValueError(
+                f"recipe.grouping: by_label.name: got {name!r}, allowed {', '.join(sorted(known)) or 'none'}, the"
+                f" labels of the prompts: let the data make it, as data.labels={name} does of a key of the lines of a"
+                " file, or group by another one"
             )
 
 

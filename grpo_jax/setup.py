@@ -8,7 +8,7 @@ import numpy as np
 from grpo_jax import heldout
 from grpo_jax.data import assert_disjoint
 from grpo_jax.display import Plan
-from grpo_jax.experiment import Experiment
+from grpo_jax.experiment import Experiment, fitting_chunks
 from grpo_jax.heldout import Judge
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
@@ -19,6 +19,9 @@ from grpo_jax.types import Prompts
 CHECKED = 1 << 17
 """Draws that are compared with the held-out problems one by one; for later ones their class says that they differ."""
 
+CHUNKS = 4
+"""Pieces that a step is sampled in where rewards are the user's own, as far as the number of prompts allows."""
+
 
 def plan(experiment: Experiment) -> Plan:
     """What the display is told of the run beforehand."""
@@ -27,13 +30,28 @@ def plan(experiment: Experiment) -> Plan:
     return Plan(experiment.name, steps, rows=train.prompts * train.group_size)
 
 
+def own_rewards(experiment: Experiment) -> bool:
+    """Whether a text reward is the user's own: then all are applied by processes of their own."""
+    return any(
+        not function.__module__.startswith("grpo_jax.")
+        for reward, _ in experiment.text_rewards.values()
+        for function, _ in functions(reward)
+    )
+
+
+def chunks(experiment: Experiment) -> int:
+    """In how many pieces the prompts of a step are sampled, so that each is scored while the next is sampled."""
+    given = experiment.scoring.chunks
+    if given is not None:
+        return given
+    most = CHUNKS if experiment.reward is None and own_rewards(experiment) else 1
+    return max(count for count in fitting_chunks(experiment) if count <= most)
+
+
 def workers(experiment: Experiment) -> AbstractContextManager[Pool | None]:
     """The processes that score text, if a reward is the user's own; None where all are the library's."""
     scoring, rewards = experiment.scoring, experiment.text_rewards
-    own = [
-        f for reward, _ in rewards.values() for f, _ in functions(reward) if not f.__module__.startswith("grpo_jax.")
-    ]
-    if not own:
+    if not own_rewards(experiment):
         return nullcontext()
     return Pool(rewards, workers=scoring.workers, timeout_s=scoring.timeout_s, memory_mb=scoring.memory_mb)
 
@@ -57,8 +75,10 @@ def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) ->
 
 
 def problems(experiment: Experiment) -> Prompts:
-    """The held-out problems. Raises ValueError where the data cannot give all that the run will ask of it."""
+    """The held-out problems. Raises ValueError where the data or devices cannot give all that the run asks for."""
     warm, train = experiment.warm_start, experiment.train
+    if experiment.mesh is not None:
+        make_mesh(experiment.mesh)  # refuses a shape that these devices do not have
     prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))

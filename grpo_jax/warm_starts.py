@@ -17,7 +17,7 @@ import jax
 from grpo_jax import objectives
 from grpo_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from grpo_jax.checkpoint.digests import sha256
-from grpo_jax.experiment import Experiment, settings
+from grpo_jax.experiment import Experiment, data_digest, settings
 from grpo_jax.folder import Position, versions
 from grpo_jax.imitation import imitate
 from grpo_jax.journal import read, sole_writer
@@ -63,7 +63,7 @@ def deciding(experiment: Experiment) -> dict[str, str]:
     reading = {name: value for name, value in vars(experiment).items() if name not in LATER}
     return {
         "settings": json.dumps(chosen, sort_keys=True),
-        "data_digest": experiment.data.digest,
+        "data_digest": data_digest(experiment),
         "source_digest": objectives.source_digest(reading),
         "versions": json.dumps(versions(), sort_keys=True),
         # Another processor, or another number of its cores, adds numbers in another order.

@@ -1,15 +1,22 @@
 """A command line that cannot be carried out ends with code 4 and a sentence, never with a stack of calls."""
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from grpo_jax import cli, lifeline, loop
+import grpo_jax
+from grpo_jax import __main__ as program
+from grpo_jax import __version__, cli, lifeline, loop
+from grpo_jax.endings import guarded
 from grpo_jax.origin import Origin
 from tests.system import small_run
 
@@ -44,7 +51,7 @@ def test_an_experiment_is_run_as_it_stands(ran: list, tmp_path: Path):
     ((experiment, how),) = ran
     # Loaded from its file it is not the object of the imported module, but it is the same experiment.
     assert experiment.name == "small" and experiment.train == small_run.PLAIN.train
-    assert how == {"run_dir": None, "fresh": False, "origin": Origin(SMALL)}
+    assert how == {"run_dir": None, "fresh": False, "accept_code_change": False, "origin": Origin(SMALL)}
 
 
 def test_flags_choose_the_variant_the_settings_and_the_folder(ran: list, tmp_path: Path):
@@ -53,7 +60,7 @@ def test_flags_choose_the_variant_the_settings_and_the_folder(ran: list, tmp_pat
     ((experiment, how),) = ran
     assert (experiment.warm_start, experiment.train.steps, experiment.seed) == (None, 3, 7)
     origin = Origin(SMALL, "cold", ("train.steps=3", "seed=7"))
-    assert how == {"run_dir": str(tmp_path), "fresh": True, "origin": origin}
+    assert how == {"run_dir": str(tmp_path), "fresh": True, "accept_code_change": False, "origin": origin}
 
 
 def test_a_script_takes_the_same_flags(ran: list):
@@ -172,3 +179,58 @@ def test_help_answers_without_a_compiler():
     assert "75 stopped from outside" in re.sub(r"\s+", " ", done.stdout)
     module = subprocess.run([sys.executable, "-m", "grpo_jax", "trian"], capture_output=True, text=True, check=False)
     assert module.returncode == 4 and "invalid choice: 'trian'" in module.stderr
+
+
+def test_without_a_command_it_is_told_which_there_are(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    told = capsys.readouterr().err
+    assert end.value.code == 4 and "got no command, allowed are those above: name one" in told
+    assert all(f"\n    {command} " in told for command in ("train", "show", "eval", "sample", "help"))
+
+
+def test_help_can_be_asked_for_as_a_command(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["help"]) == 0
+    assert "Exit codes: 0 the run reached" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert cli.main(["help", "train"]) == 0
+    assert "--accept-code-change" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        cli.main(["help", "trian"])
+    assert end.value.code == 4
+
+
+def test_the_version_names_those_that_matter(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    told = rf"grpo-jax {re.escape(__version__)} \(jax {re.escape(version('jax'))}, Python \d+\.\d+\.\d+\)\n"
+    assert end.value.code == 0 and re.fullmatch(told, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["train", "show", "eval", "sample"])
+def test_the_help_of_every_flag_says_what_is_without_it(command: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["help", command]) == 0
+    options = capsys.readouterr().out.split("options:\n")[1].split("\nExit codes")[0]
+    flags = re.split(r"\n  (?=-)", "\n" + options)[1:]
+    silent = [flag.split()[0] for flag in flags if not re.search(r"default|-h, --help", flag)]
+    assert silent == []
+
+
+def test_accepting_changed_code_reaches_the_run(ran: list):
+    assert cli.main(["train", SMALL, "--accept-code-change"]) == 0
+    assert ran[0][1]["accept_code_change"] is True
+
+
+def test_it_can_be_stopped_while_it_is_loading(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    def terminated() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(grpo_jax, "cli", SimpleNamespace(main=interrupted))
+    assert program.main() == 130
+    assert capsys.readouterr().err == "interrupted before anything was begun\n"
+    monkeypatch.setattr(grpo_jax, "cli", SimpleNamespace(main=partial(guarded, terminated)))
+    assert program.main() == 75
+    assert capsys.readouterr().err.startswith("stopped: SIGTERM")

@@ -55,6 +55,24 @@ def test_the_summary_is_the_journal_before_and_after(tmp_path: Path, capsys: pyt
     assert (tmp_path / "figure.svg").read_text().startswith(("<svg", "<?xml"))
 
 
+def test_sets_and_categories_are_in_the_summary_and_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = open_folder(tmp_path, PLAIN)
+    before = {"accuracy/heldout": 0.25, "n/heldout": 8.0, "accuracy/heldout[a b]": 0.5, "n/heldout[a b]": 4.0}
+    before |= {"accuracy/hard": 0.0, "accuracy/hard/high": 0.1, "n/hard": 9.0, "length/mean": 3.0, "clip/low": 0.0}
+    after = {**before, "accuracy/heldout[a b]": 0.75, "accuracy/hard": 0.125}
+    folder.metrics.write({"phase": "warm_start", "step": 4, **before})
+    folder.metrics.write({"phase": "grpo", "step": 6, **after})
+    summarise(PLAIN, folder, state(), {"warm_steps": 4}, begun=(time.monotonic(), time.process_time()))
+    folder.close()
+    found = json.loads((tmp_path / "summary.json").read_text())["estimates"]
+    training = {"length/mean", "clip/low"}
+    assert found["before"] == {name: value for name, value in before.items() if name not in training}
+    assert found["after"] == {name: value for name, value in after.items() if name not in training}
+    page = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "b", "4", "50.0", "75.0", "+25.0", "-", "-", "-"] in page
+    assert ["hard", "9", "0.0", "12.5", "+12.5", "-", "-", "-"] in page
+
+
 def test_what_was_not_measured_or_not_finite_is_absent_and_ends_nothing(tmp_path: Path):
     summary = finished(tmp_path)
     assert summary["format_before"] is None and summary["entropy_after"] is None

@@ -106,8 +106,8 @@ def normalized_again(advantage: Array, shape: Rows, hyper: Hyper) -> Array:
     return advantages.batch_standardized(advantage, jnp.zeros(advantage.shape, jnp.int32), **shape, **again)
 
 
-def whitened(value: Array, mask: Array, hyper: Hyper) -> Array:
-    if hyper["whiten"] == "none":
+def whitened(value: Array, mask: Array | None, hyper: Hyper) -> Array:
+    if mask is None or hyper["whiten"] == "none":
         return value
     keywords = {"std": hyper["whiten_std"], "eps": hyper["whiten_eps"], "eps_mode": hyper["whiten_eps_mode"]}
     return advantages.whiten(value, mask, **keywords)
@@ -121,9 +121,10 @@ def row_advantage(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
 
 def whitened_advantage(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
     reward, group, shape = rewards_of(inputs)
-    take(hyper, advantage_shape="token")
+    if hyper["whiten"] != "none":
+        take(hyper, advantage_shape="token")
     value = as_asked(above_baseline(reward, group, shape, inputs, hyper), inputs, hyper)["advantages"]
-    return {"advantages": whitened(value, inputs["mask"], hyper)}
+    return {"advantages": whitened(value, inputs.get("mask"), hyper)}
 
 
 def gpg_advantage(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:

@@ -30,7 +30,7 @@ STEPS = (
         "5 runs",
         tuple(
             "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation"
-            " warm_starts loop finish report alerts display".split()
+            " warm_starts recorded loop finish report alerts display".split()
         ),
     ),
     ("5 looking at runs", ("plan", "revisit", "show", "ablation")),

@@ -151,10 +151,10 @@ REFUSED = [
     ("inner.width=wide", "got 'wide', allowed is a value of type int or None"),
     (
         "inner=8",
-        "got '8', but this setting holds a Inner of size, rate, kind, width, on, which no text can give: set a part of"
-        " it, inner.size",
+        "got '8', but this setting holds a Inner of size, rate, kind, width, on, which no text can give; allowed is a"
+        " part of it: set for instance inner.size",
     ),
-    ("parts=3", "which no text can give: set a part of it, parts.name"),
+    ("parts=3", "which no text can give; allowed is a part of it: set for instance parts.name"),
     ("parts.0.wieght=3", "got 'wieght', allowed name, weight: did you mean parts.0.weight? It is now 1.0"),
     ("stop=", "got nothing, allowed is at least (): write stop=() for none"),
     ("mesh=", "got nothing, allowed is at least {}: write mesh={} for none"),
@@ -164,7 +164,10 @@ REFUSED = [
     ("bare.low=x", "got 'x', allowed is a value of type float: write for instance bare.low=0.2"),
     ("bare.x=1", "got 'x', allowed high, low, rounds"),
     ("plain.x=1", "got 'x', allowed nothing"),
-    ("plain=other", "holds the function plain, which no text can give: change it in the experiment's file"),
+    (
+        "plain=other",
+        "holds the function plain, which no text can give; allowed is another one in the experiment's",
+    ),
     ("shares=1,2", "got 2 values, allowed are 3"),
     ("shares.3=1", "got '3', allowed 0, 1, 2"),
     ("stop=1,x", "got 'x', allowed is a value of type int"),
@@ -172,7 +175,8 @@ REFUSED = [
     ("pairs=(1, 2, 3), (4, 5)", "got 3 values, allowed are 2"),
     (
         "function=term",
-        "holds the function term with low, high, rounds, which no text can give: set a part of it, function.low",
+        "holds the function term with low, high, rounds, which no text can give; allowed is a part of it: set for"
+        " instance function.low",
     ),
     ("function.lo=0.1", "got 'lo', allowed high, low, rounds: did you mean function.low?"),
     ("function.x=0.1", "got 'x', allowed high, low, rounds"),
@@ -232,7 +236,7 @@ def test_an_experiment_is_changed_in_every_corner():
         ("train.prompts=9", "the nearest valid numbers are 8 and 10"),
         ("model.vocab=3", "allowed 20, the tokenizer's"),
         ("warm_start.gate=50", "allowed 0 to 1"),
-        ("recipe=dapo", "which no text can give: set a part of it, recipe.parts"),
+        ("recipe=dapo", "which no text can give; allowed is a part of it: set for instance recipe.parts"),
         # What is no number is told the range in which its own constructor wants it.
         ("train.steps=many", "got 'many', allowed is a value of type int, >= 0: write for instance train.steps=6"),
         ("sampling.top_p=x", "a value of type float, 0 < top_p <= 1, where 1 cuts nothing: write for instance"),

@@ -11,11 +11,12 @@ import pytest
 from grpo_jax import compiled, phases
 from grpo_jax.experiment import Experiment, step_settings
 from grpo_jax.objectives import dr_grpo
-from grpo_jax.phases import Phases, Stopwatch, peak_memory
+from grpo_jax.phases import Phases, Scored, Stopwatch, peak_memory
 from grpo_jax.rewards.guards import FailureLimit
-from grpo_jax.setup import judge, problems
+from grpo_jax.rewards.pool import Pool
+from grpo_jax.setup import judge, problems, workers
 from grpo_jax.train import init_state
-from tests.system.small_run import PLAIN, VARIANTS
+from tests.system.small_run import DATA, PLAIN, VARIANTS
 
 
 def test_the_first_run_of_a_process_pays_for_all_of_it_and_a_later_one_for_itself(monkeypatch: pytest.MonkeyPatch):
@@ -52,10 +53,11 @@ def test_memory_is_that_of_the_device_where_it_says_so(monkeypatch: pytest.Monke
     assert peak_memory() == (7.0, "device")
 
 
-def ready(experiment: Experiment) -> Phases:
-    found = judge(experiment, problems(experiment))
+def ready(experiment: Experiment, pool: Pool | None = None, chunks: int = 1) -> Phases:
+    found = judge(experiment, problems(experiment), pool)
     reference = init_state(0, step_settings(experiment).gradient).params
-    return Phases(step_settings(experiment), found, reference, clock=Stopwatch(), failures=FailureLimit())
+    how = {"clock": Stopwatch(), "failures": FailureLimit(), "chunks": chunks}
+    return Phases(step_settings(experiment), found, reference, **how)
 
 
 def test_runs_that_differ_in_their_recipe_share_all_but_the_update(monkeypatch: pytest.MonkeyPatch):
@@ -70,6 +72,28 @@ def test_runs_that_differ_in_their_recipe_share_all_but_the_update(monkeypatch: 
     ready(dataclasses.replace(PLAIN, recipe=dr_grpo(), optimizer=dataclasses.replace(PLAIN.optimizer, b1=0.5)))
     (sample, refer, learn, reward), others = made[:4], made[4:]
     assert (others[0], others[1], others[3]) == (sample, refer, reward) and others[2] is not learn
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["in this process", "in workers"])
+def test_chunks_change_neither_tokens_nor_rewards(own: bool):
+    experiment = VARIANTS["text"] if own else dataclasses.replace(VARIANTS["text"], text_rewards=DATA.text_rewards())
+    state, prompts = init_state(0, step_settings(experiment).gradient), experiment.data.draw(0, np.arange(16, 24))
+    whole: Scored | None = None
+    with workers(experiment) as pool:
+        assert (pool is not None) == own
+        for count in (1, 2, 8):
+            run = ready(experiment, pool, count)
+            parts = run.rollout(state, prompts)
+            assert [part.prompts.length.shape[0] for part in parts] == [8 // count] * count
+            found = run.score(parts)
+            whole = whole or found
+            assert found.scores == whole.scores and found.texts == whole.texts
+            jax.tree.map(np.testing.assert_array_equal, found.reward, whole.reward)
+            for name in ("prompts", "prompt", "sample", "tokens", "length", "stopped", "mask", "version"):
+                jax.tree.map(
+                    np.testing.assert_array_equal, getattr(found.rollouts, name), getattr(whole.rollouts, name)
+                )
+            np.testing.assert_allclose(found.rollouts.logp_full, whole.rollouts.logp_full, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["plain", "text"])

@@ -3,18 +3,23 @@
 import dataclasses
 import json
 import re
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from grpo_jax import cli
 from grpo_jax.data import Jsonl
 from grpo_jax.experiment import step_settings
-from grpo_jax.plan import demonstration, preview, sizes
+from grpo_jax.plan import Preview, demonstration, preview, sizes
+from grpo_jax.rewards.text import Record
 from grpo_jax.train import init_state
 from tests.system import small_run
 from tests.system.small_run import DATA, PLAIN
+from tests.system.small_text import always
 
 SMALL = str(Path(small_run.__file__))
 # Tables of 20 tokens at both ends. The layer: q, k, v, o; up and down without a gate; two norms. One norm at the end.
@@ -53,14 +58,54 @@ def test_the_command_prints_settings_sizes_and_a_scored_demonstration(
 def test_a_whole_demonstration_earns_the_whole_reward():
     data = dataclasses.replace(DATA, styles=(0.0, 0.0, 1.0), dropped_tag=0.0)
     experiment = dataclasses.replace(PLAIN, data=data, text_rewards=data.text_rewards(), reward=data.reward())
-    lines = preview(experiment).splitlines()
+    page, trouble = preview(experiment)
+    lines = page.splitlines()
     record, _ = demonstration(experiment)
     assert re.fullmatch(rf"\d\d</think><answer>{record.answer}</answer>", record.completion) and record.stopped
-    # The answer is worth 1, the format 0.2.
-    assert lines[-3:] == ["  accuracy 1 (ok), weight 1", "  format 1 (ok), weight 0.2", "  reward 1.2"]
+    # The answer is worth 1, the format 0.2; junk is worth nothing, and that is no trouble.
+    right = ["  accuracy 1 (ok), weight 1", "  format 1 (ok), weight 0.2", "  reward 1.2"]
+    junk = ["  accuracy 0 (unparsable: no answer), weight 1", "  format 0 (ok), weight 0.2", "  reward 0"]
+    assert lines[-8:] == [
+        "text rewards of this demonstration:",
+        *right,
+        "text rewards of the prompt said again:",
+        *junk,
+    ]
+    assert trouble is None
 
 
-def test_data_without_demonstrations_shows_a_prompt_and_says_so(tmp_path: Path):
+def lost(record: Record, *, on: str) -> float:
+    """Cannot read completions that hold `on`."""
+    if on in record.completion:
+        raise LookupError("no idea")
+    return 1.0
+
+
+@pytest.mark.parametrize(("on", "what"), [("</think>", "a right completion"), ("=", "the prompt said again")])
+def test_a_reward_that_fails_is_found_before_a_run_does(on: str, what: str, capsys, monkeypatch):
+    data = dataclasses.replace(DATA, styles=(0.0, 0.0, 1.0), dropped_tag=0.0)
+    rewards = {**data.text_rewards(), "mine": (partial(lost, on=on), 1.0)}
+    monkeypatch.setattr("grpo_jax.plan.workers", lambda _: nullcontext())
+    experiment = dataclasses.replace(PLAIN, data=data, text_rewards=rewards, reward=None)
+    page, trouble = preview(experiment)
+    sentence = f"text_rewards['mine']: got error for {what} (LookupError: no idea), allowed is a number for every"
+    assert trouble is not None and trouble.startswith(sentence)
+    assert "  mine 0 (error: LookupError: no idea), weight 1" in page.splitlines()
+    monkeypatch.setattr("grpo_jax.plan.preview", lambda _: Preview(page, trouble))
+    assert cli.main(["train", SMALL, "--dry-run"]) == 5
+    out, error = capsys.readouterr()
+    assert out == page and error.startswith("error: text_rewards")
+
+
+def test_a_reward_that_cannot_tell_right_from_wrong_is_pointed_out():
+    data = dataclasses.replace(DATA, styles=(0.0, 0.0, 1.0), dropped_tag=0.0)
+    page, trouble = preview(
+        dataclasses.replace(PLAIN, data=data, text_rewards={"accuracy": (always, 1.0)}, reward=None)
+    )
+    assert trouble is None and page.splitlines()[-1].startswith("look at this: the prompt said again earns as much")
+
+
+def test_data_without_demonstrations_shows_the_right_answer_alone(tmp_path: Path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"{k}?", "answer": str(k)}) + "\n" for k in range(50)))
     data = Jsonl(str(path), prompt_width=16, completion_width=8)
@@ -70,8 +115,11 @@ def test_data_without_demonstrations_shows_a_prompt_and_says_so(tmp_path: Path):
     experiment = dataclasses.replace(
         PLAIN, data=data, model=model, sampling=sampling, evaluation=evaluation, warm_start=None, reward=None
     )
-    page = preview(dataclasses.replace(experiment, text_rewards=data.text_rewards()))
-    assert "?↵<think>" in page and "no demonstration: " in page and 'no training line has a "solution"' in page
+    page, trouble = preview(dataclasses.replace(experiment, text_rewards=data.text_rewards()))
+    answer = data.answers(data.draw(PLAIN.seed, np.arange(1)))[0]
+    assert "?↵<think>" in page and f"right answer as: </think><answer>{answer}</answer>" in page
+    # 1 for the answer, 0.2 for the form.
+    assert page.splitlines().count("  reward 1.2") == 1 and trouble is None
 
 
 def test_the_state_that_was_announced_is_the_one_that_is_made():

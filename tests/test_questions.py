@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo_jax.data import Chain, Jsonl
+from grpo_jax.data import Chain, Jsonl, Mixture
 from grpo_jax.questions import CATEGORIES, Questions, further_sets, together
 
 SHORT, LONG = Chain(operands=2), Chain(operands=4)
@@ -45,6 +45,19 @@ def test_prompts_of_all_sets_are_as_wide_as_the_widest_and_say_the_same():
     assert sets["long"].first(None).prompts.tokens.shape == (5, 9)
 
 
+def test_labels_are_those_of_the_first_set_and_the_problems_of_others_have_none():
+    mixture = Mixture({"short": SHORT, "long": LONG})
+    sets = together({"heldout": (mixture, mixture.heldout(6)), "long": (LONG, LONG.heldout(5))}, "category")
+    kinds = {name: [str(code) for code in questions.prompts.label["category"]] for name, questions in sets.items()}
+    # Parts are numbered in the order of their names, and every part gives its share of the problems.
+    assert sorted(kinds["heldout"]) == ["0", "0", "0", "1", "1", "1"] and kinds["long"] == ["-1"] * 5
+    named = {"0": "long", "1": "short"}
+    assert [named[code] for code in kinds["heldout"]] == list(sets["heldout"].labels)
+    other = together({"heldout": (LONG, LONG.heldout(5)), "mixed": (mixture, mixture.heldout(6))}, "category")
+    assert [dict(questions.prompts.label) for questions in other.values()] == [{}, {}]
+    assert set(other["mixed"].labels) == {"long", "short"}
+
+
 def test_a_category_is_a_word_or_a_number_and_may_be_missing(tmp_path: Path):
     found = made(questions(tmp_path, ["two steps", None, 7, "1.5-a_b", "Länge"]))
     rows = np.asarray(found.prompts.row).tolist()  # 1 is the first held-out line
@@ -79,3 +92,9 @@ def test_what_a_task_cannot_give_is_an_error_that_names_the_set():
         further_sets({"mine": LONG}, count=0)
     with pytest.raises(ValueError, match=r"heldout\.mine: count: got 5000; allowed are 1 to \d+, all held-out"):
         further_sets({"mine": SHORT}, count=5000)
+
+
+def test_the_labels_of_the_prompts_stay():
+    mixture = Mixture({"short": SHORT, "long": LONG})
+    sets = together({"heldout": (mixture, mixture.heldout(6)), "longer": (Chain(operands=6), SHORT.heldout(1))}, None)
+    assert sets["heldout"].prompts.label["category"].tolist() == mixture.heldout(6).label["category"].tolist()

@@ -42,6 +42,10 @@ REFUSED = {
     "all time": (lambda: changed("scoring", timeout_s=math.inf), r"scoring\.timeout_s: got inf"),
     "no memory": (lambda: changed("scoring", memory_mb=0), r"scoring\.memory_mb: got 0, allowed >= 1"),
     "a share above 1": (lambda: changed("scoring", failure_share=2), r"scoring\.failure_share: got 2, allowed 0 to 1"),
+    "a label that the prompts lack": (
+        lambda: changed("recipe", grouping=partial(groups.drop_tied, grouping=groups.GROUPINGS["by_category"])),
+        r"recipe\.grouping: by_label\.name: got 'category', allowed none, the labels of the prompts: .*data\.labels",
+    ),
     "a stop token that is none": (lambda: changed("sampling", stop=(20,)), r"sampling\.stop: got 20, .* 0 to 19"),
     "a reward without a weight": (
         lambda: dataclasses.replace(PLAIN, text_rewards={"accuracy": one_group}),

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from grpo_jax.experiment import Evaluation
-from grpo_jax.setup import judge, plan, problems, workers
+from grpo_jax.experiment import Evaluation, Scoring, Train
+from grpo_jax.setup import chunks, judge, plan, problems, workers
 from tests.rewards import odd
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 
@@ -31,3 +31,20 @@ def test_a_judge_knows_the_held_out_problems():
 def test_data_that_cannot_give_what_the_run_asks_for_is_refused_beforehand():
     with pytest.raises(ValueError, match="count: got 3000000; allowed are 1 to"):
         problems(dataclasses.replace(PLAIN, evaluation=Evaluation(prompts=8, full_prompts=3_000_000)))
+
+
+def test_a_step_is_sampled_in_chunks_where_workers_score():
+    text = VARIANTS["text"]
+    assert chunks(text) == 4 and chunks(PLAIN) == 1
+    assert chunks(dataclasses.replace(text, text_rewards=DATA.text_rewards())) == 1
+    assert chunks(dataclasses.replace(text, train=Train(prompts=6, group_size=4))) == 3
+    assert chunks(dataclasses.replace(text, train=Train(prompts=7, group_size=4))) == 1
+    assert chunks(dataclasses.replace(text, scoring=Scoring(chunks=8))) == 8
+    # Eight shards take eight prompts at least.
+    assert chunks(dataclasses.replace(text, mesh={"data": 2, "fsdp": 4})) == 1
+
+
+@pytest.mark.parametrize(("asked", "near"), [(3, "2 and 4"), (9, "4 and 8"), (0, "1 and 2")])
+def test_chunks_that_do_not_divide_are_refused_with_those_that_do(asked: int, near: str):
+    with pytest.raises(ValueError, match=f"scoring.chunks: got {asked}, .* the nearest valid numbers are {near}:"):
+        dataclasses.replace(VARIANTS["text"], scoring=Scoring(chunks=asked))

@@ -59,14 +59,14 @@ def changed(key: str, *, signs: tuple[int, ...]) -> tuple[Fields, list[str]]:
 
 
 def compared(key: str) -> tuple[Fields, list[str]]:
-    """Who of two has more."""
+    """Whether the first of two has more."""
     first, second = choice(f"{key} first", MOST + 1), choice(f"{key} second", MOST)
     second += second >= first  # never equal
     here, there = choice(f"{key} here", 4), choice(f"{key} there", 3)
     there += there >= here
-    names, things = (NAMES[here], NAMES[there]), THINGS[choice(f"{key} things", 4)]
-    prompt = f"{names[0]} has {first} {things}, {names[1]} {second}. Who has more?"
-    return {"prompt": prompt, "answer": names[first < second]}, [f"{first}{'<>'[first > second]}{second}"]
+    things, more = THINGS[choice(f"{key} things", 4)], first > second
+    prompt = f"{NAMES[here]} has {first} {things}, {NAMES[there]} {second}. Has {NAMES[here]} more?"
+    return {"prompt": prompt, "answer": ("no", "yes")[more]}, [f"{first}{'<>'[more]}{second}"]
 
 
 def chosen(key: str) -> tuple[Fields, list[str]]:

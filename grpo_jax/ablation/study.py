@@ -46,7 +46,7 @@ class Run:
 class Ablation:
     """What is compared: every variant with every seed.
 
-    With `rollouts` the first variant records and the others replay. `expected` (variant, measure, lowest, highest) says
+    With `rollouts` the first variant records there, seed by seed, and the others replay. `expected` (variant, measure, lowest, highest) says
     where means over the seeds have to lie.
     """
 
@@ -100,12 +100,6 @@ class Ablation:
         """How the experiment of `run` is made again."""
         variant = None if run.variant == ITSELF else run.variant
         return Origin(self.file, variant, (*self.assignments, f"seed={run.seed}"))
-
-
-def rollouts_of(ablation: Ablation, seed: int) -> Path | None:
-    """The recorded rollouts of one seed: what the command line named, with the seed in its name."""
-    path = ablation.rollouts
-    return None if path is None else path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")
 
 
 @contextmanager
@@ -220,6 +214,7 @@ def _one(folder: Path, ablation: Ablation, run: Run) -> str:
             run.within(folder),
             origin=ablation.origin(run),
             warm_starts=folder / WARM_STARTS,
+            rollouts=ablation.rollouts,
         )
     except Diverged as error:
         say(f"stopped: {error.sentence}")

@@ -16,6 +16,7 @@ _ALLOWED: Mapping[str, tuple[str, ...]] = {
     "eps_mode": ("add", "max"),
     "zero_std": ("divide", "unscaled"),
     "singleton": ("zero", "raw"),
+    "single_step": ("zero", "raw"),
     "holes": ("carry", "zero", "reset"),
     "missing": ("component", "row"),
     "alpha": ("varied_rows", "nonzero_rewards", "none"),

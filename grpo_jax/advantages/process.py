@@ -21,7 +21,7 @@ def step_advantages(
     eps: float = 1e-6,
     eps_mode: str = "add",
     variance_floor: float = 0.0,
-    singleton: str = "zero",
+    single_step: str = "zero",
 ) -> Array:
     """f[N,T], 0 outside `mask`: the standardised rewards of the steps that end at a token or behind it, summed.
 
@@ -41,12 +41,12 @@ def step_advantages(
         eps: guard of the deviation; the paper has none.
         eps_mode: where it goes.
         variance_floor: of the variance.
-        singleton: a group with a single step: "zero", or "raw", as if mean 0 and deviation 1.
+        single_step: a group with a single step: "zero", or "raw", as if mean 0 and deviation 1.
 
     Raises:
         ValueError: an unknown convention.
     """
-    check(std=std, eps_mode=eps_mode, singleton=singleton)
+    check(std=std, eps_mode=eps_mode, single_step=single_step)
     member = masked.members(group, valid)
     steps = ends & mask & member[:, None]
 
@@ -67,7 +67,7 @@ def step_advantages(
         deviation = jnp.sqrt(jnp.maximum(variance, variance_floor))
         z = z / guarded(deviation, eps=eps, eps_mode=eps_mode)[:, None]
         unit = guarded(unit, eps=eps, eps_mode=eps_mode)
-    if singleton == "raw":
+    if single_step == "raw":
         z = jnp.where(steps & (number == 1.0)[:, None], reward / unit[:, None], z)
     return masked.select(mask & member[:, None], jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1])
 
@@ -82,7 +82,7 @@ def process_supervision(
     eps: float = 1e-6,
     eps_mode: str = "add",
     variance_floor: float = 0.0,
-    singleton: str = "zero",
+    single_step: str = "zero",
 ) -> tuple[Array, Memory]:
     """Strategy of the kernel `step_advantages`: GRPO with process supervision. Raises ValueError without steps."""
     labels = rows(labels, "process_supervision")
@@ -98,6 +98,6 @@ def process_supervision(
         eps=eps,
         eps_mode=eps_mode,
         variance_floor=variance_floor,
-        singleton=singleton,
+        single_step=single_step,
     )
     return advantage, memory

@@ -1,5 +1,6 @@
-"""The log of storage, kept off the terminal of a run."""
+"""The log of storage, kept off the terminal of a run, and what matters of its complaints."""
 
+import errno
 import functools
 import logging
 import os
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _STORAGE = f"{os.sep}orbax{os.sep}"
 
 
@@ -30,3 +32,12 @@ def quiet_storage() -> None:
         logging.getLogger(name).addFilter(_not_storage)
     if getattr(sys.unraisablehook, "func", None) is not _unraisable:
         sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
+
+
+def essence(error: BaseException) -> str:
+    """What the system said, out of the pages that storage makes of it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    told = " ".join(str(error).split())
+    known = next((os.strerror(number) for number in _OF_DISKS if os.strerror(number) in told), None)
+    return known or (told if len(told) <= 300 else told[:300] + "...")

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from grpo_jax.checkpoint.digests import layout, leaf_digests, sha256
 from grpo_jax.checkpoint.identity import check_identity, checked_meta, identity_difference
-from grpo_jax.checkpoint.quiet import quiet_storage
+from grpo_jax.checkpoint.quiet import essence, quiet_storage
 from grpo_jax.checkpoint.retention import Retention
 from grpo_jax.lifeline import DataError, say
 from grpo_jax.types import TrainState
@@ -205,8 +205,8 @@ class Checkpoints:
     def _failed(self, error: BaseException, index: int | None) -> CheckpointError:
         self._newest = None
         return CheckpointError(
-            f"Checkpoint {index} could not be saved in {self._directory}: {error}. Older checkpoints are untouched. "
-            "Free space or make the folder writable, then run the same command again."
+            f"Checkpoint {index} could not be saved in {self._directory}: {essence(error)}. Older checkpoints are "
+            "untouched. Free space or make the folder writable, then run the same command again."
         )
 
     def restore(

@@ -238,5 +238,5 @@ class Jsonl:
 def _in_epochs(rows: np.ndarray, seed: int, stream: int, numbers: np.ndarray) -> np.ndarray:
     """The row of each draw: element ``k % n`` of the permutation of epoch ``k // n``."""
     if not len(rows):
-        raise BadData("split: there is no held-out line; set heldout_share above 0 or give heldout_path")
+        raise BadData("split: got no held-out line; allowed is at least one; raise heldout_share or give heldout_path")
     return rows[permuted(numbers % len(rows), len(rows), seed, stream, numbers // len(rows))]

@@ -116,7 +116,8 @@ def _object(where: str, row: bytes) -> dict:
         fields = json.loads(row.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
     except UnicodeDecodeError as error:
         raise BadData(
-            f"{where}: byte 0x{row[error.start]:02x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
+            f"{where}: byte 0x{row[error.start]:02x} at column {error.start + 1} is not UTF-8; allowed is a file in"
+            " UTF-8; save it so"
         ) from None
     except (ValueError, RecursionError) as error:
         # The decoder counts lines inside this one, which would contradict `where`.

@@ -155,7 +155,7 @@ class Mixture:
                 f"Mixture.parts: {without[0]!r} has no reward on token ids; allowed are parts that all have one; leave"
                 " Experiment.reward out, so that text is scored"
             )
-        tasks: Sequence[Any] = self.tasks
+        tasks: Any = self.tasks
         rewards = tuple(task.reward(**settings) for task in tasks)
         if len({describe(reward) for reward in rewards}) == 1:
             return rewards[0]
@@ -163,7 +163,7 @@ class Mixture:
 
     def text_rewards(self, **settings: Any) -> TextRewards:
         """The text rewards of the parts, each made with `settings`; they have to be equal."""
-        tasks: Sequence[Any] = self.tasks
+        tasks: Any = self.tasks
         rewards = [task.text_rewards(**settings) for task in tasks]
         if len({describe(reward) for reward in rewards}) > 1:
             raise ValueError(
@@ -212,8 +212,10 @@ def _ordered(prompts: Prompts, key: np.ndarray) -> Prompts:
     """`prompts` sorted by `key`, equal ones as they stand."""
     order = np.argsort(key, kind="stable")
     label = {name: np.asarray(codes)[order] for name, codes in prompts.label.items()}
-    leaves = (np.asarray(leaf)[order] for leaf in (prompts.tokens, prompts.length, prompts.draw, prompts.row))
-    return numpy_prompts(*leaves, label)
+    tokens, length, draw, row = (
+        np.asarray(leaf)[order] for leaf in (prompts.tokens, prompts.length, prompts.draw, prompts.row)
+    )
+    return numpy_prompts(tokens, length, draw, row, label)
 
 
 def _widened(rows: np.ndarray, width: int, pad: int) -> np.ndarray:

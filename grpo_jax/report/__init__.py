@@ -6,10 +6,13 @@ The page about one run or several is `report.page`, which is imported by who ask
 
 from grpo_jax.report.choice import reward_of
 from grpo_jax.report.curves import PANELS, Panel, Series, figure
+from grpo_jax.report.evaluations import BOUNDS, WIDTH, places, sets_change, sets_table
 from grpo_jax.report.words import clean, completions, describe_run, ends, markdown_table, measured, rendered, table
 
 __all__ = [
+    "BOUNDS",
     "PANELS",
+    "WIDTH",
     "Panel",
     "Series",
     "clean",
@@ -19,7 +22,10 @@ __all__ = [
     "figure",
     "markdown_table",
     "measured",
+    "places",
     "rendered",
     "reward_of",
+    "sets_change",
+    "sets_table",
     "table",
 ]

@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 
 from grpo_jax.report.words import clean
 
+INK, MUTED, GRID, RULE = "#1f2328", "#656d76", "#e6e8eb", "#8b939c"
 LEFT, TOP, BOTTOM = 40, 26, 22
 """Within a panel: room for the labels of the y axis, the title, and the labels of the x axis."""
 LETTER = 6.0
@@ -22,10 +23,10 @@ Pair = tuple[float, float]
 class Theme:
     """Colours, as SVG takes them; a page gives variables of its style, so that light and dark follow the reader."""
 
-    ink: str = "#1f2328"
-    muted: str = "#656d76"
-    grid: str = "#e6e8eb"
-    rule: str = "#8b939c"
+    ink: str = INK
+    muted: str = MUTED
+    grid: str = GRID
+    rule: str = RULE
     paper: str = "#ffffff"
 
 

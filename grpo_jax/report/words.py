@@ -1,5 +1,6 @@
 """What happened in a run, said in tables and sentences. Text from a model loses its control characters on the way."""
 
+import io
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -131,11 +132,13 @@ def _marked(record: Mapping[str, Any]) -> Text:
 
 def rendered(*parts: RenderableType, width: int = 100) -> str:
     """What a terminal of `width` columns would show, as plain text."""
-    console = Console(width=width, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False)
-    with console.capture() as capture:
-        for part in parts:
-            console.print(part)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    out = io.StringIO()  # standard output may be closed, full or unable to spell this
+    console = Console(
+        file=out, width=width, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False
+    )
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _from_to(before: Mapping[str, Any], after: Mapping[str, Any], name: str, unit: str = "") -> str | None:

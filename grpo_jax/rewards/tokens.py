@@ -102,8 +102,14 @@ def combine(rollouts: Rollouts, *, rewards: tuple[tuple[str, Scorer, float], ...
 def by_part(rollouts: Rollouts, *, name: str, rewards: tuple[Callable[[Rollouts], Reward], ...]) -> Reward:
     """The `Reward` of each row by the function whose place in `rewards` is the label `name` of its prompt.
 
-    All functions score all rows. Raises ValueError where their components have different names.
+    All functions score all rows. Raises ValueError where the prompts have no such label, or the components of the
+    functions different names.
     """
+    if name not in rollouts.prompts.label:
+        raise ValueError(
+            f"by_part.name: got {name!r}, allowed {', '.join(sorted(rollouts.prompts.label)) or 'none'}, the labels of"
+            " these prompts: score problems of the mixture that the reward was made for"
+        )
     found = [reward(rollouts) for reward in rewards]
     names = [tuple(sorted(reward.components)) for reward in found]
     if len(set(names)) > 1:

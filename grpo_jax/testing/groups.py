@@ -20,7 +20,8 @@ def check_grouping(grouping: Grouping, *, memory: Mapping[str, Array] | None = N
     rows without a valid reward and what stands in them; the same again for the same input, compiled or not.
 
     Args:
-        grouping: ``(Collected, memory) -> (labels i32[N], memory)``, its settings bound with `functools.partial`.
+        grouping: ``(Collected, memory) -> (labels i32[N], memory)``, its settings bound with `functools.partial`. The
+            prompts that it sees have a label "category".
         memory: what a grouping with a state begins with; None: nothing.
 
     Raises:

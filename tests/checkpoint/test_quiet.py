@@ -1,5 +1,6 @@
 """Storage complains to nobody; everybody else is heard."""
 
+import errno
 import logging
 import os
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grpo_jax.checkpoint.quiet import quiet_storage
+from grpo_jax.checkpoint.quiet import essence, quiet_storage
 
 
 def test_the_log_of_storage_is_dropped_and_that_of_others_is_not(caplog: pytest.LogCaptureFixture):
@@ -29,3 +30,13 @@ def test_what_a_failed_read_leaves_behind_is_quiet_and_other_failures_are_passed
     for unraisable in (closed, other):
         sys.unraisablehook(unraisable)
     assert heard == [other]
+
+
+def test_of_pages_of_complaints_the_word_of_the_system_remains():
+    pages = (
+        "RESOURCE_EXHAUSTED: Error writing file: [OS error 28: No space left on device] " + "[source locations] " * 900
+    )
+    assert essence(ValueError(pages)) == "No space left on device"
+    assert essence(OSError(errno.EROFS, "Read-only file system", "x")) == "Read-only file system"
+    assert essence(RuntimeError("something\n  else")) == "something else"
+    assert essence(RuntimeError("x" * 1000)) == "x" * 300 + "..."

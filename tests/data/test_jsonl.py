@@ -179,7 +179,7 @@ def test_settings_that_make_no_sense_are_refused(write: Write, settings: dict, c
 
 def test_without_a_held_out_line_none_can_be_drawn(write: Write):
     task = Jsonl(write(questions(3)), heldout_share=0.0)
-    with pytest.raises(ValueError, match="there is no held-out line"):
+    with pytest.raises(ValueError, match="got no held-out line"):
         task.draw(0, np.arange(1), "heldout")
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from grpo_jax.data import Chain
 from grpo_jax.objectives import describe
-from grpo_jax.rewards.tokens import accuracy, chain_answer, combine, format_reward, span
-from grpo_jax.types import Prompts, Rollouts
+from grpo_jax.rewards.tokens import accuracy, by_part, chain_answer, combine, format_reward, span
+from grpo_jax.types import Prompts, Reward, Rollouts
 
 # Ids of this file: 0..9 are digits.
 THINK, END_THINK, ANSWER, END_ANSWER, EOS, PAD = 10, 11, 12, 13, 14, 15
@@ -191,3 +191,33 @@ def test_the_reward_of_a_task_is_one_compiled_function_with_a_description():
     )
     got = jax.jit(reward)(rollouts)
     np.testing.assert_allclose(got.outcome, np.full(32, 1.2, np.float32))
+
+
+def constant(rollouts: Rollouts, *, value: float, name: str = "accuracy") -> Reward:
+    """Every row earns `value`."""
+    score = jnp.full(rollouts.length.shape, value)
+    return Reward(outcome=2 * score, valid=score < 3, components={name: score})
+
+
+def test_a_row_is_scored_by_the_function_of_its_prompts_part():
+    rollouts = rows([8, EOS], [8, EOS], [8, EOS])
+    prompts = rollouts.prompts.replace(label={"kind": jnp.array([1, 0, 2], jnp.int32)})
+    rollouts = rollouts.replace(prompts=prompts, prompt=jnp.array([2, 0, 1], jnp.int32))
+    rewards = tuple(partial(constant, value=value) for value in (1.0, 2.0, 3.0))
+    got = jax.jit(partial(by_part, name="kind", rewards=rewards))(rollouts)
+    # The prompts of the rows are 2, 0 and 1, of the parts 2, 1 and 0.
+    assert got.components["accuracy"].tolist() == [3.0, 2.0, 1.0]
+    assert got.outcome.tolist() == [6.0, 4.0, 2.0] and got.valid.tolist() == [False, True, True]
+
+
+def test_parts_that_do_not_fit_together_are_an_error():
+    rollouts = rows([8, EOS])
+    with pytest.raises(ValueError, match=r"by_part.name: got 'kind', allowed none"):
+        by_part(rollouts, name="kind", rewards=(partial(constant, value=1.0),))
+    rollouts = rollouts.replace(prompts=rollouts.prompts.replace(label={"kind": jnp.zeros(1, jnp.int32)}))
+    with pytest.raises(
+        ValueError, match=r"got components \('accuracy',\) and \('other',\); allowed are the same names"
+    ):
+        by_part(
+            rollouts, name="kind", rewards=(partial(constant, value=1.0), partial(constant, value=1.0, name="other"))
+        )

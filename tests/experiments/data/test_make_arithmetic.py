@@ -39,8 +39,8 @@ def told(prompt: str) -> tuple[list[int], str]:
 
 
 def compared(prompt: str) -> tuple[str, int, str, int]:
-    found = re.fullmatch(r"([A-Z][a-z]+) has (\d) [a-z]+, ([A-Z][a-z]+) (\d)\. Who has more\?", prompt)
-    assert found is not None, prompt
+    found = re.fullmatch(r"([A-Z][a-z]+) has (\d) [a-z]+, ([A-Z][a-z]+) (\d)\. Has ([A-Z][a-z]+) more\?", prompt)
+    assert found is not None and found[5] == found[1], prompt
     return found[1], int(found[2]), found[3], int(found[4])
 
 
@@ -89,12 +89,12 @@ def test_the_letter_is_that_of_the_option_that_holds(rows: list[dict]):
     assert min(letters.values()) > 100 - 5 * 8.2
 
 
-def test_who_has_more_has_more(rows: list[dict]):
+def test_yes_is_the_answer_where_the_first_has_more(rows: list[dict]):
     for row in rows:
         if row["category"] == "compare":
             here, first, there, second = compared(row["prompt"])
             assert here != there and first != second
-            assert row["answer"] == (here if first > second else there), row
+            assert row["answer"] == ("yes" if first > second else "no"), row
             assert row.get("solution", f"{first}{'>' if first > second else '<'}{second}") == (
                 f"{first}{'>' if first > second else '<'}{second}"
             )
