@@ -27,9 +27,7 @@ def present(components: Array, *, missing: str = "component") -> tuple[Array, Ar
     return there, jnp.any(there, axis=1)
 
 
-def weighted_sum(
-    components: Array, *, weights: tuple[float, ...], missing: str = "component"
-) -> tuple[Array, Array]:
+def weighted_sum(components: Array, *, weights: tuple[float, ...], missing: str = "component") -> tuple[Array, Array]:
     """(sum_k w_k R_ik f[N], bool[N] False for rows without any reward) of f[N,K] (TRL).
 
     Raises:
@@ -169,4 +167,6 @@ def _stacked(collected: Collected, weights: Weights | None, strategy: str) -> tu
 
 def _check_weights(components: Array, weights: tuple[float, ...]) -> None:
     if components.ndim != 2 or components.shape[1] != len(weights):
-        raise ValueError(f"weights: got {len(weights)} for components of shape {components.shape}, allowed one for each")
+        raise ValueError(
+            f"weights: got {len(weights)} for components of shape {components.shape}, allowed one for each"
+        )

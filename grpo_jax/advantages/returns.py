@@ -205,7 +205,7 @@ def value_targets(
     holes: str = "carry",
     rewards: str = "outcome",
 ) -> Array:
-    """f[N,T], the returns that a critic learns (`Batch.returns`): GAE's advantage before any whitening, plus the value."""
+    """f[N,T], what a critic learns (`Batch.returns`): GAE's advantage before any whitening, plus the value."""
     value, mask = _critic(collected, labels, "value_targets")
     reward = token_rewards(collected, mask, rewards=rewards)
     return generalized_advantages(reward, value, mask, gamma=gamma, lam=lam, bootstrap=bootstrap, holes=holes)[1]

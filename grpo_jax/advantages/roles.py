@@ -20,7 +20,9 @@ def role_memory(*, roles: int = 2) -> Memory:
     return {KEY: jnp.zeros(roles, jnp.float32)}
 
 
-def above_role(reward: Array, role: Array, baseline: Array, *, valid: Array, decay: float = 0.95) -> tuple[Array, Array]:
+def above_role(
+    reward: Array, role: Array, baseline: Array, *, valid: Array, decay: float = 0.95
+) -> tuple[Array, Array]:
     """(R_i - b of its role f[N], the next b f[R]); then b <- decay b + (1 - decay) mean of the role's rewards.
 
     Rows are scored before the baseline moves. A role without a row keeps its baseline.

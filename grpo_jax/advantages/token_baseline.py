@@ -35,7 +35,7 @@ def above_token_baseline(
     eps_mode: str = "max",
     singleton: str = "zero",
 ) -> Array:
-    """G_t - B_t on the tokens of `mask` -> f[N,T], B_t = sum_g G_t W_t / (sum_g W_t + eps) over the group's tokens at t.
+    """G_t - B_t on the tokens of `mask` -> f[N,T], B_t = sum G_t W_t / (sum W_t + eps) over the group's tokens at t.
 
     With `eps_mode` "max" the divisor is max(sum W, eps), and equal returns give exactly 0; with "add" (verl) they give
     G eps / (sum W + eps), which is not 0.

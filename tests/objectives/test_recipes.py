@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import objectives as o
-from grpo_jax.advantages import ADVANTAGES, batch_centered, group_standardized
+from grpo_jax.advantages import ADVANTAGES, batch_centered, fields_read, group_standardized
 from grpo_jax.groups import by_prompt
 
 AGGREGATIONS = {
@@ -31,6 +31,7 @@ VARIANTS = {
     **{
         f"advantage {name}": o.Recipe((o.Part(o.token_mean, o.reinforce),), f, by_prompt)
         for name, f in ADVANTAGES.items()
+        if not fields_read(f)  # the laboratory has outcomes alone
     },
     "two parts": o.Recipe(
         (o.Part(o.sequence_mean_token_mean, o.ppo_clip), o.Part(o.token_mean, partial(o.kl_penalty, estimator=o.k2))),
