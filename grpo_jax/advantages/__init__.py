@@ -55,6 +55,7 @@ from grpo_jax.advantages.returns import (
     penalized_tokens,
     reinforce_pp,
     remax,
+    token_returns,
     token_rewards,
     value_targets,
 )
@@ -159,6 +160,7 @@ __all__ = [
     "separately_standardized",
     "standardized",
     "step_advantages",
+    "token_returns",
     "token_rewards",
     "uncentered",
     "value_targets",

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from grpo_jax import masked
 from grpo_jax.advantages.deviations import DDOF, check, guarded
+from grpo_jax.advantages.returns import discounted_returns
 from grpo_jax.advantages.strategy import given, reads, rows
 from grpo_jax.groups import Memory
 from grpo_jax.types import Array, Collected
@@ -69,7 +70,7 @@ def step_advantages(
         unit = guarded(unit, eps=eps, eps_mode=eps_mode)
     if single_step == "raw":
         z = jnp.where(steps & (number == 1.0)[:, None], reward / unit[:, None], z)
-    return masked.select(mask & member[:, None], jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1])
+    return discounted_returns(z, mask & member[:, None], gamma=1.0)
 
 
 @reads("step_end", "token")

@@ -29,8 +29,9 @@ from grpo_jax.types import Array, Collected
 
 def at_last_token(outcome: Array, mask: Array) -> Array:
     """Reward of the row f[N] on its last trained token, 0 elsewhere -> f[N,T]; a row without tokens keeps nothing."""
-    later = jnp.cumsum(mask[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
-    return jnp.where(mask & (later == 1), outcome[:, None], jnp.zeros((), outcome.dtype))
+    place = jnp.arange(mask.shape[1], dtype=jnp.int32)[None, :]
+    last = jnp.max(jnp.where(mask, place, -1), axis=1, initial=-1)
+    return jnp.where(place == last[:, None], outcome[:, None], jnp.zeros((), outcome.dtype))
 
 
 def token_rewards(collected: Collected, mask: Array, *, rewards: str = "outcome") -> Array:
@@ -72,6 +73,18 @@ def discounted_returns(reward: Array, mask: Array, *, gamma: float = 1.0, holes:
     paid = masked.select(mask, reward)
     _, found = jax.lax.scan(step, jnp.zeros_like(paid[:, 0]), (paid.T, mask.T), reverse=True)
     return masked.select(mask, found.T)
+
+
+def token_returns(
+    collected: Collected, mask: Array, *, gamma: float = 1.0, holes: str = "carry", rewards: str = "outcome"
+) -> Array:
+    """`discounted_returns` of `token_rewards` -> f[N,T]; undiscounted outcomes are known without a recursion."""
+    check(holes=holes, rewards=rewards)
+    if rewards == "outcome" and gamma == 1.0 and holes != "reset":
+        outcome = collected.reward.outcome
+        return jnp.where(mask, outcome[:, None], jnp.zeros((), outcome.dtype))
+    reward = token_rewards(collected, mask, rewards=rewards)
+    return discounted_returns(reward, mask, gamma=gamma, holes=holes)
 
 
 def generalized_advantages(
@@ -229,7 +242,7 @@ def reinforce_pp(
     rewards="token"))``. verl has ``holes="reset"``.
     """
     mask = counted(collected, rows(labels, "reinforce_pp"))
-    returns = discounted_returns(token_rewards(collected, mask, rewards=rewards), mask, gamma=gamma, holes=holes)
+    returns = token_returns(collected, mask, gamma=gamma, holes=holes, rewards=rewards)
     return whiten(returns, mask, std=whiten_std, eps=whiten_eps, eps_mode=whiten_eps_mode), memory
 
 
@@ -247,8 +260,8 @@ def remax(
     mask = counted(collected, rows(labels, "remax"))
     remedy = "sample every prompt greedily too and store the reward of that completion in each of its rows"
     greedy = given(collected.reward.greedy, "Reward.greedy", "remax", remedy)
-    reward = token_rewards(collected, mask, rewards=rewards)
-    return above_greedy(reward, greedy, mask, gamma=gamma, holes=holes)[0], memory
+    returns = token_returns(collected, mask, gamma=gamma, holes=holes, rewards=rewards)
+    return masked.select(mask, returns - greedy[:, None]), memory
 
 
 @reads("logp_ref")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from grpo_jax import masked
 from grpo_jax.advantages.deviations import check, guarded
-from grpo_jax.advantages.returns import discounted_returns, token_rewards
+from grpo_jax.advantages.returns import token_returns
 from grpo_jax.advantages.strategy import counted, given, reads, rows
 from grpo_jax.groups import Memory
 from grpo_jax.types import Array, Collected
@@ -20,7 +20,12 @@ def score_energy(logp: Array, sum_pi_squared: Array, mask: Array) -> Array:
         mask: bool[N,T], the tokens that count.
     """
     w = 1.0 - 2.0 * jnp.exp(masked.select(mask, logp)) + masked.select(mask, sum_pi_squared)
-    return jnp.cumsum(masked.select(mask, w), axis=1)
+
+    def step(before: Array, column: Array) -> tuple[Array, Array]:
+        return before + column, before + column
+
+    # A scan over columns: jnp.cumsum costs a multiple of it on a CPU.
+    return jax.lax.scan(step, jnp.zeros_like(w[:, 0]), masked.select(mask, w).T)[1].T
 
 
 def above_token_baseline(
@@ -59,14 +64,15 @@ def above_token_baseline(
     mask = mask & member[:, None]
     slot = jnp.where(member, group, num_groups)
     g, w = masked.select(mask, returns), masked.select(mask, energy)
-    total = jax.ops.segment_sum(w, slot, num_groups + 1)
-    baseline = jax.ops.segment_sum(g * w, slot, num_groups + 1) / guarded(total, eps=eps, eps_mode=eps_mode)
-    value = g - baseline[slot]
+    sums = jax.ops.segment_sum(jnp.concatenate([w, g * w], axis=1), slot, num_groups + 1)
+    total, weighted = jnp.split(sums, 2, axis=1)
+    baseline = weighted / guarded(total, eps=eps, eps_mode=eps_mode)
     if eps_mode == "max":
-        largest = jax.ops.segment_max(masked.select(mask, g, -jnp.inf), slot, num_groups + 1)
-        smallest = jax.ops.segment_min(masked.select(mask, g, jnp.inf), slot, num_groups + 1)
-        same = (largest <= smallest) & (total >= eps)
-        value = jnp.where(same[slot], jnp.zeros_like(value), value)
+        # Equal returns are their own baseline, whatever the rounding of their weighted mean.
+        both = jnp.concatenate([masked.select(mask, g, -jnp.inf), masked.select(mask, -g, -jnp.inf)], axis=1)
+        largest, negated = jnp.split(jax.ops.segment_max(both, slot, num_groups + 1), 2, axis=1)
+        baseline = jnp.where((largest <= -negated) & (total >= eps), largest, baseline)
+    value = g - baseline[slot]
     alone = masked.spread(masked.segment_count(group, num_groups, valid), group) == 1.0
     lonely = g if singleton == "raw" else jnp.zeros_like(g)
     return masked.select(mask, jnp.where(alone[:, None], lonely, value))
@@ -92,10 +98,10 @@ def optimal_token_baseline(
     mask = counted(collected, rows(labels, "optimal_token_baseline"))
     remedy = "let the pass that recomputes log-probabilities at collection want sum_pi_squared"
     squares = given(collected.sum_pi_squared, "Collected.sum_pi_squared", "optimal_token_baseline", remedy)
-    reward = token_rewards(collected, mask, rewards=rewards)
+    returns = token_returns(collected, mask, gamma=gamma, holes=holes, rewards=rewards)
     advantage = above_token_baseline(
-        discounted_returns(reward, mask, gamma=gamma, holes=holes),
-        score_energy(collected.logp_old, squares, mask).astype(reward.dtype),
+        returns,
+        score_energy(collected.logp_old, squares, mask).astype(returns.dtype),
         mask,
         labels,
         num_groups=labels.shape[0],

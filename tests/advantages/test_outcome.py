@@ -158,9 +158,9 @@ CONVENTIONS = {
 }
 
 
-def by_convention(rows, members, *, baseline, std, scope, eps_mode, zero_std, singleton, floor=1e-4, eps=0.01):
+def by_convention(rows, members, *, baseline, std, scope, eps_mode, zero_std, singleton):
     """Any baseline over any deviation, row by row in float64."""
-    reward, length = rows["reward"], rows["mask"].sum(axis=1)
+    reward, length, floor, eps = rows["reward"], rows["mask"].sum(axis=1), 1e-4, 0.01
     found, everybody = np.zeros(40), np.concatenate(members)
     for g in members:
         for i in g:

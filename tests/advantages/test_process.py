@@ -84,6 +84,7 @@ def test_the_kernel_equals_the_definition_in_float64(rows, doubled, compiled):
 def test_the_strategy_is_its_kernel():
     collected, labels = tiny_collected(), tiny_labels()
     reward = collected.reward
+    assert reward.token is not None and reward.step_end is not None
     expected = a.step_advantages(
         reward.token, reward.step_end, collected.rollouts.mask, labels, num_groups=12, valid=reward.valid, eps=0.1
     )

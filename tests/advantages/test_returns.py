@@ -83,15 +83,24 @@ def test_kernels_equal_the_definitions_in_float64(rows, doubled, compiled):
 
 
 def test_what_a_token_is_paid():
-    collected, labels = tiny_collected(), tiny_labels()
+    collected = tiny_collected()
     mask = collected.rollouts.mask
+    assert collected.reward.token is not None
     at_end, each = a.at_last_token(collected.reward.outcome, mask), np.where(mask, collected.reward.token, 0.0)
     np.testing.assert_array_equal(a.token_rewards(collected, mask), at_end)
     np.testing.assert_array_equal(a.token_rewards(collected, mask, rewards="token"), each)
     np.testing.assert_allclose(a.token_rewards(collected, mask, rewards="both"), at_end + each)
-    del labels
     with pytest.raises(ValueError, match="rewards is 'all'"):
         a.token_rewards(collected, mask, rewards="all")
+
+
+@pytest.mark.parametrize("holes", ["carry", "zero", "reset"])
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_undiscounted_outcomes_need_no_recursion(gamma: float, holes: str):
+    collected = tiny_collected()  # row 5 has a hole
+    mask = collected.rollouts.mask
+    recursion = a.discounted_returns(a.token_rewards(collected, mask), mask, gamma=gamma, holes=holes)
+    np.testing.assert_array_equal(a.token_returns(collected, mask, gamma=gamma, holes=holes), recursion)
 
 
 def test_strategies_apply_their_kernels():
@@ -99,6 +108,7 @@ def test_strategies_apply_their_kernels():
     mask = collected.rollouts.mask & jnp.asarray(~np.asarray(NOWHERE))[:, None]
     reward = a.at_last_token(collected.reward.outcome, mask)
     value = collected.value_old
+    assert value is not None
     wanted, targets = a.generalized_advantages(reward, value, mask, gamma=0.9, lam=0.5)
     np.testing.assert_array_equal(a.gae(collected, labels, {}, gamma=0.9, lam=0.5)[0], wanted)
     np.testing.assert_array_equal(a.value_targets(collected, labels, gamma=0.9, lam=0.5), targets)

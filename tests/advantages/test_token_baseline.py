@@ -70,6 +70,7 @@ def test_the_strategy_is_its_kernel():
     collected, labels = tiny_collected(), tiny_labels()
     mask = collected.rollouts.mask & (collected.reward.valid & (labels >= 0))[:, None]
     returns = a.discounted_returns(a.at_last_token(collected.reward.outcome, mask), mask, gamma=0.9)
+    assert collected.sum_pi_squared is not None
     energy = a.score_energy(collected.logp_old, collected.sum_pi_squared, mask)
     expected = a.above_token_baseline(returns, energy, mask, labels, num_groups=12, valid=collected.reward.valid)
     np.testing.assert_array_equal(a.optimal_token_baseline(collected, labels, {}, gamma=0.9)[0], expected)

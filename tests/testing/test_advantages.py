@@ -63,7 +63,7 @@ CONVENTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
         {},
     ),
     "lengths, divided": (partial(a.opo, std="sample", singleton="raw"), {}),
-    "outcomes, divided": (partial(a.outcome, std="sample"), NO_BASELINE),
+    "outcomes, divided": (partial(a.outcome, std="sample"), {**NO_BASELINE, "local": False}),
     "gpg of verl": (partial(a.gpg, alpha="nonzero_rewards", singleton="raw"), {"local": False, "shifts": False}),
     "pass@3, max": (partial(a.passk, k=3, eps_mode="max"), {"shifts": False}),
     "the best, undivided": (partial(a.passk_max_minus_second, std="none"), {}),
