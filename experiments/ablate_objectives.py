@@ -73,7 +73,7 @@ EXPERIMENT = replace(
     QUICKSTART,
     name="ablate_objectives",
     recipe=RECIPES["grpo"],
-    train=Train(steps=12, prompts=32, group_size=8, epochs=4, minibatches=4),
+    train=Train(steps=16, prompts=32, group_size=8, epochs=4, minibatches=4),
     optimizer=ADAM,
     evaluation=Evaluation(every=2, prompts=512, full_prompts=2048, samples=4, show=2),
 )
@@ -89,6 +89,7 @@ VARIANTS = {
     },
 }
 SEEDS = (0, 1, 2)
+EXPECTED = (("grpo-adam", "clipped", 0.02, 0.2),)
 
 if __name__ == "__main__":
     cli.ablate_for(__file__)

@@ -11,10 +11,10 @@ see: "category" gives every category an accuracy of its own, "match" says how th
 by a hash, is held out.
 
 What happens: a decoder of 0.19 million parameters first imitates the lines that have a solution. These are of mixed
-quality, on purpose: of the lines of the file a sixth has no solution, a third shows every step and half only the last
-one, whose first number has to be found in the head. GRPO then draws from all training lines and sees of them only
-question and answer. The reward is a Python function of the decoded completion: 1 for the right answer, 0.2 for the
-format. The policy finds out that it pays to write down every step, and makes fewer slips in each.
+quality, on purpose: of the lines of the file a sixth has no solution, and of the others half show every step and half
+only the last one, whose first number has to be found in the head. GRPO then draws from all training lines and sees of
+them only question and answer. The reward is a Python function of the decoded completion: 1 for the right answer, 0.2
+for the format. The policy finds out that it pays to write down every step, and makes fewer slips in each.
 
 ``--variant by_category`` compares every completion with all those to questions of its category (``data.labels``,
 `groups.by_label`) and not with those to the same question.
@@ -60,7 +60,7 @@ EXPERIMENT = Experiment(
     recipe=grpo(beta=0.0),
     text_rewards=DATA.text_rewards(match="stated"),
     train=Train(steps=120, prompts=32, group_size=8, epochs=2, minibatches=2),
-    optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
+    optimizer=Optimizer(learning_rate=5e-4, warmup=5, schedule="linear", final=0.05),
     warm_start=WarmStart(
         steps=1000,
         limit=1400,

@@ -4,12 +4,21 @@
 
 All are left-to-right arithmetic modulo 10 (`grpo_jax/data/chain.py`) with one tokenizer and one reward: sums of four
 numbers, differences among six, products among eight, and twelve numbers in a row. The longer a problem, the fewer of
-its demonstrations show the whole chain. `Mixture` draws a quarter from each.
-Every evaluation reports ``accuracy/heldout`` over all and ``accuracy/heldout[<category>]`` for each; the category is in
-the metadata that rewards see and in ``Prompts.label``, so a grouping can compare within categories.
+its demonstrations show the whole chain. `Mixture` draws a quarter from each. Every evaluation reports
+``accuracy/heldout`` over all and ``accuracy/heldout[<category>]`` for each; the category is in the metadata that
+rewards see and in ``Prompts.label``, so a grouping can compare within categories (`groups.by_label`).
 
-A policy that learns from a mixture learns the parts at different times: the easy ones are solved, and teach nothing any
-more, while the hard ones have just begun to pay.
+What to expect: the parts are learned at different times. Sums are solved within ten steps and teach nothing any more,
+differences and products follow, and the long chains have just begun to pay when the run ends. Measured once (seed 0, on
+2 cores shared with other work, 101 CPU seconds, 2,000 supervised and 80 GRPO steps; 512 held-out problems of each, 4
+samples at temperature 1, with 95 % intervals):
+
+    category       after the warm start      after 80 GRPO steps
+    sums           56.8 % (54.6 to 59.1)     99.2 % (98.8 to 99.6)
+    differences    19.8 % (17.9 to 21.5)     72.0 % (68.9 to 75.0)
+    products       26.7 % (24.4 to 29.1)     66.4 % (63.4 to 69.4)
+    long           10.3 % (9.0 to 11.6)      24.4 % (22.0 to 27.0)
+    all            28.4 % (27.1 to 29.7)     65.5 % (63.8 to 67.2)
 """
 
 from grpo_jax import cli

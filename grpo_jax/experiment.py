@@ -118,7 +118,7 @@ class Scoring:
     junk 0; `canary` False leaves that out.
     """
 
-    workers: int | None = None  # processes; None: one for each core
+    workers: int | None = None  # processes; None: one for each core, and at least 8, as many rewards wait
     timeout_s: float = 10.0
     memory_mb: int = 2048  # of a worker, beyond what it takes to load the rewards
     failure_share: float = 0.2

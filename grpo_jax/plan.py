@@ -10,8 +10,8 @@ import numpy as np
 
 from grpo_jax import report
 from grpo_jax.experiment import Experiment, settings, step_settings
+from grpo_jax.loop.setup import judge, problems, workers
 from grpo_jax.rewards.text import Record, Scores
-from grpo_jax.setup import judge, problems, workers
 from grpo_jax.train import init_state
 
 MEGABYTE = 1e6

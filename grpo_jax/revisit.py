@@ -24,14 +24,14 @@ from grpo_jax.checkpoint import Checkpoints, Restored, abstract
 from grpo_jax.compiled import compiled
 from grpo_jax.data import Task, records
 from grpo_jax.data.tasks import numpy_prompts
-from grpo_jax.experiment import OWN_SET, Experiment, Saving, step_settings, warm_settings
+from grpo_jax.experiment import OWN_SET, Experiment, Saving
 from grpo_jax.folder import PHASES, visit
 from grpo_jax.journal import write_json
 from grpo_jax.lifeline import say
+from grpo_jax.loop.setup import first_states, judge, problems, workers
 from grpo_jax.rewards.text import Record
-from grpo_jax.setup import judge, problems, workers
 from grpo_jax.sharding import make_mesh, place_rows
-from grpo_jax.train import host, init_state, place_state
+from grpo_jax.train import host
 from grpo_jax.types import Prompts, Rollouts
 
 EVALUATIONS = "eval.json"
@@ -226,12 +226,9 @@ def sample_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def restore(kept: Checkpoints, experiment: Experiment, which: str = NEWEST) -> Restored:
     """The newest good checkpoint, or the one that `which` names. Raises ValueError where there is none such."""
-    warm = experiment.warm_start
-    first = warm_settings(experiment, warm) if warm else step_settings(experiment).gradient
     mesh = None if experiment.mesh is None else make_mesh(experiment.mesh)
-    fresh = place_state(init_state(experiment.seed, first), experiment.model, mesh)
     index = None if which == NEWEST else _index(kept.notes(), which)
-    restored = kept.restore(abstract(fresh), index=index)
+    restored = kept.restore(*map(abstract, first_states(experiment, mesh)), index=index)
     if restored is None:
         raise ValueError("RUN: got a run without a checkpoint, allowed is one that has saved: wait, or train it longer")
     return restored

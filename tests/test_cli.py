@@ -234,3 +234,25 @@ def test_it_can_be_stopped_while_it_is_loading(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(grpo_jax, "cli", SimpleNamespace(main=partial(guarded, terminated)))
     assert program.main() == 75
     assert capsys.readouterr().err.startswith("stopped: SIGTERM")
+
+
+def test_an_ablation_takes_its_flags_from_the_command_line_and_from_a_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    asked: list[tuple] = []
+
+    def ablate(ablation: Any, folder: Path, *, fresh: bool, show: Any) -> int:
+        asked.append((list(ablation.variants), ablation.seeds, ablation.rollouts, str(folder), fresh))
+        return 3
+
+    monkeypatch.setattr("grpo_jax.ablation.command.ablate", ablate)
+    flags = ["--variants", "plain,text", "--seeds", "4,5", "--set", "train.steps=2", "--fresh"]
+    where = ["--rollouts", str(tmp_path / "r"), "--dir", str(tmp_path / "x")]
+    assert cli.main(["ablate", SMALL, *flags, *where]) == 3
+    assert asked == [(["plain", "text"], (4, 5), tmp_path / "r", str(tmp_path / "x"), True)]
+    with pytest.raises(SystemExit) as end:
+        cli.ablate_for(SMALL, ["--variants", "plain"])
+    assert end.value.code == 3 and asked[1] == (["plain"], (0,), None, "runs/small_run-ablation", False)
+    assert cli.main(["ablate", SMALL, "--variants", "plain,penalty", "--dry-run"]) == 0
+    assert "2 runs in runs/small_run-ablation" in capsys.readouterr().out and len(asked) == 2
+    assert cli.main(["ablate", SMALL, "--seeds", "x"]) == 4

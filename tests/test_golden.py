@@ -21,6 +21,7 @@ import pytest
 
 from grpo_jax import advantages, masked, metrics
 from grpo_jax import objectives as o
+from grpo_jax.models.logprobs import token_statistics
 from grpo_jax.rewards import lengths
 from grpo_jax.types import Array, Batch, Prompts, Reward, Rollouts, TokenStats
 
@@ -31,10 +32,8 @@ Inputs = Mapping[str, Array]
 Hyper = Mapping[str, Any]
 Binding = Callable[[Inputs, Hyper], Mapping[str, Array]]
 
-UNBOUND = {
-    "entropy": "categorical entropy_loss",
-    "logprob": "selective_log_softmax",
-}
+UNBOUND: dict[str, str] = {}
+"""Family -> variants of which a case has no binding."""
 
 
 class Unbound(Exception):
@@ -684,18 +683,42 @@ def value_loss(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
     clip = hyper["eps_value"]
     loss, gradient = evaluate((o.Part(reduce, o.scale(partial(o.value_clip, clip=clip), by=scale)),), stats, batch)
     stats, batch = o.clean(stats, batch)
-    plain, clipped = (
-        o.value_clip(stats, batch, clip=None),
-        (o.clipped_value(stats, batch, clip=clip) - batch.returns) ** 2 / 2,
-    )
+    plain = o.value_clip(stats, batch, clip=None)
+    clipped = jnp.square(o.clipped_value(stats, batch, clip=clip) - jnp.where(batch.mask, inputs["returns"], 0.0)) / 2
     share = masked.mean((clipped > plain).astype(plain.dtype), batch.mask)
-    return {"loss": loss, "grad_values": gradient.value, "clip_fraction": share}
+    slope = {} if gradient.value is None else {"grad_values": gradient.value}
+    return {"loss": loss, "clip_fraction": share} | slope
 
 
 def top_entropy_mask(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
     stats, batch = record(inputs)
     batch = top_entropy_step(hyper)(stats, batch, jax.random.key(0))
     return removed(Policy(o.reinforce, keep=partial(o.chosen, name="top_entropy")), stats, batch)
+
+
+def token_logp(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
+    return token_statistics(inputs["logits"], inputs["token_ids"], temperature=hyper["temperature"])
+
+
+def entropy(inputs: Inputs, hyper: Hyper, *, sign: float = 1.0) -> Mapping[str, Array]:
+    """The entropy at every position, its mean, and the loss that is minus this mean."""
+
+    def per_position(logits: Array) -> Array:
+        nothing = jnp.zeros(logits.shape[:2], jnp.int32)
+        return token_statistics(logits, nothing, want=("entropy",))["entropy"]
+
+    logits = inputs["logits"]
+    if hyper["aggregation"] == "none":
+        return {"entropy": per_position(logits)}
+
+    def objective(logits: Array) -> Array:
+        stats, batch = record({"mask": inputs["mask"], "entropy": per_position(logits)})
+        part = o.Part(aggregation(hyper, batch.mask)[0], o.negative_entropy)
+        return -o.loss((part,), stats, dataclasses.replace(batch, weight=o.weights((part,), batch)))
+
+    mean, gradient = jax.value_and_grad(objective)(logits)
+    result = {"entropy": per_position(logits), "mean_entropy": mean, "loss": -mean}
+    return result | {"grad_logits": sign * gradient}
 
 
 def reinforce(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
@@ -750,7 +773,10 @@ BINDINGS = table(
     kl=(kl, "k1 k2 k3 abs low_var_kl unbiased_k1 unbiased_k2 unbiased_k3 unbiased_low_var_kl"),
     kl__reward=(kl_in_reward, "kl_in_reward"),
     kl_controller=(kl_controller, "adaptive_proportional"),
-    entropy=(top_entropy_mask, "top_entropy_mask"),
+    entropy=(entropy, "categorical"),
+    entropy__loss=(partial(entropy, sign=-1.0), "entropy_loss"),
+    entropy__mask=(top_entropy_mask, "top_entropy_mask"),
+    logprob=(token_logp, "selective_log_softmax"),
     policy_loss__ppo=(
         partial(policy, build=ppo),
         "grpo ppo_clip ppo_clip_dual grpo_kl_unbiased grpo_kl_unbiased_on_policy gspo gspo_token luspo "
@@ -900,3 +926,86 @@ def test_a_convention_without_an_argument_leaves_the_case_unbound():
     }
     with pytest.raises(Unbound, match="ratio='sequence_sum'"):
         gmpo(hyper)
+
+
+# ------------------------------------------------------------------- variants of the schema that no case here computes
+
+CLIPPED = {"clip_low": 0.2, "clip_high": 0.28, "clip_bounds": "relative", "clamp_log_ratio": None}
+TOKENS = {"aggregation": "token-mean", "ratio": "token", **CLIPPED}
+ROWS = {"sequence_denominator": "all_rows", "ratio": "sequence_mean", **CLIPPED}
+SPECIFIED: dict[str, dict[str, Any]] = {
+    "luspo": {"aggregation": "seq-mean-token-sum", **ROWS},
+    "gmpo": {"aggregation": "row-mean", "empty_row": "surrogate", **ROWS, "ratio": "token", "clip_bounds": "log"},
+    "vespo": {"aggregation": "token-mean", "k_pos": 2.0, "k_neg": 3.0, "lambda_pos": 3.0, "lambda_neg": 2.0}
+    | {"clamp_log_ratio": 20.0, "clamp_seq_log_ratio_min": -18.0, "clamp_seq_log_ratio_max": 20.0},
+    "kl_cov": {"aggregation": "token-mean", "cov_fraction": 0.2, "cov_penalty": "k3", "cov_penalty_coef": 0.5},
+    "opsm": {**TOKENS, "kl_threshold": 0.01, "behaviour_logp": "rollout"},
+    "top_entropy_mask": {**TOKENS, "top_entropy_fraction": 0.25},
+    "seq_mask_tis": {**TOKENS, "correction_kind": "row_mask", "correction_level": "sequence_mean"}
+    | {"correction_lower": 0.95, "correction_upper": 1.05},
+}
+
+
+def specified(variant: str, x: Mapping[str, np.ndarray], hyper: Hyper) -> float:
+    """The loss of a variant as the schema states it, in numpy."""
+    m, a = x["mask"], x["advantages"]
+    d, n = x["logp_new"] - x["logp_old"], np.maximum(x["mask"].sum(1, keepdims=True), 1)
+
+    def clipped(r: np.ndarray) -> np.ndarray:
+        return -np.minimum(r * a, np.clip(r, 0.8, 1.28) * a)
+
+    def token_mean(loss: np.ndarray) -> float:
+        return float(np.sum(m * loss) / m.sum())
+
+    def row(z: np.ndarray) -> np.ndarray:
+        return np.sum(m * z, axis=1, keepdims=True)
+
+    match variant:
+        case "luspo":
+            return float(np.sum(m * clipped(np.exp(row(d) / n))) / len(m))
+        case "gmpo":
+            z = np.where(a > 0, np.minimum(d, 0.28), np.where(a < 0, np.maximum(d, -0.2), 0))
+            return float(np.mean(-a[:, :1] * np.exp(row(z) / n)))
+        case "vespo":
+            s = np.clip(row(np.clip(d, -20, 20)), -18, 20)
+            k, rate = np.where(a >= 0, 2.0, 3.0), np.where(a >= 0, 3.0, 2.0)
+            return token_mean(-np.exp(rate + k * s - rate * np.exp(s)) * a * x["logp_new"])
+        case "kl_cov":
+            scored = m > 0
+            cov = (a - a[scored].mean()) * (x["logp_new"] - x["logp_new"][scored].mean())
+            bar = np.sort(cov[scored])[-max(1, int(0.2 * scored.sum()))]
+            return token_mean(-np.exp(d) * a + 0.5 * (cov >= bar) * (np.exp(-d) + d - 1))
+        case "opsm":
+            drop = (a < 0) & (row(x["logp_rollout"] - x["logp_new"]) / n > 0.01)
+            return token_mean(np.where(drop, 0, clipped(np.exp(d))))
+        case "top_entropy_mask":
+            bar = np.quantile(x["entropy"][m > 0], 0.75)
+            return token_mean(np.where(x["entropy"] >= bar, clipped(np.exp(d)), 0))
+        case "seq_mask_tis":
+            w = x["logp_old"] - x["logp_rollout"]
+            mean = np.exp(row(w) / n)
+            return token_mean(clipped(np.exp(d)) * np.exp(w) * ((mean >= 0.95) & (mean <= 1.05)))
+    raise AssertionError(variant)
+
+
+@pytest.mark.parametrize("variant", SPECIFIED)
+def test_a_variant_without_a_case_is_bound_to_what_the_schema_says(variant: str):
+    schema = json.loads((HERE / "schema.json").read_text())["keys"]
+    with np.load(HERE / "arrays.npz", allow_pickle=False) as arrays, jax.enable_x64(True):
+        names = "logp_new logp_old logp_rollout mask"
+        x = {name: arrays[f"holes/{name}"] for name in names.split()} | {"advantages": arrays["holes/advantages"]}
+        x["entropy"] = np.random.default_rng(0).uniform(0.1, 2.0, x["mask"].shape)
+        inputs = {name: jnp.asarray(value, bool if name == "mask" else jnp.float64) for name, value in x.items()}
+        hyper = with_defaults(SPECIFIED[variant], schema)
+        got = BINDINGS["policy_loss", variant](inputs, hyper)
+        np.testing.assert_allclose(got["loss"], specified(variant, x, hyper), rtol=1e-9)
+        assert np.all(np.isfinite(got["grad_logp_new"])) and np.any(got["grad_logp_new"])
+
+
+def test_every_variant_of_the_losses_in_the_schema_is_bound():
+    schema = json.loads((HERE / "schema.json").read_text())
+    losses = {tuple(name.split(".")) for name in schema["variants"] if not name.startswith("advantage.")}
+    assert {" ".join(key) for key in losses - BINDINGS.keys()} == {
+        "reward_shaping soft_overlong",
+        "reward_shaping soft_overlong_unbounded",
+    }

@@ -132,9 +132,3 @@ def test_tied_groups_of_a_label_can_be_dropped_too():
     given = collected([0, 1, 2, 3], [1.0, 1.0, 0.0, 1.0], category=[2, 2, 1, 1])
     grouping = partial(groups.by_label, name="category")
     np.testing.assert_array_equal(groups.drop_tied(given, {}, grouping=grouping)[0], [-1, -1, 2, 2])
-
-
-@pytest.mark.parametrize("name", groups.GROUPINGS)
-def test_labels_are_integers_below_the_number_of_rows(name: str):
-    labels = groups.GROUPINGS[name](collected([1, 0, 1], [0.0, 1.0, 2.0]), {})[0]
-    assert labels.shape == (3,) and labels.dtype == jnp.int32 and int(labels.max()) < 3

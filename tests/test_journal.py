@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import journal
-from grpo_jax.journal import Journal, each, encode, plain, read, sole_writer, write_json
+from grpo_jax.journal import Journal, each, encode, looking, plain, read, sole_writer, write_json
 from grpo_jax.lifeline import DataError, Exit, RunStopped
 
 
@@ -250,3 +250,18 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     with sole_writer(tmp_path):
         pass
     assert "cannot be locked" in capsys.readouterr().err
+
+
+def test_a_folder_is_looked_at_by_many_and_never_while_it_is_written(tmp_path):
+    with looking(tmp_path):  # nobody ever wrote there
+        pass
+    assert list(tmp_path.iterdir()) == []
+    in_use = f"is in use by process {os.getpid()}"
+    with sole_writer(tmp_path), pytest.raises(RunStopped, match=in_use), looking(tmp_path):
+        pass
+    # Whoever only looks has left no name, and that of the last writer is gone.
+    nobody = "is in use by another process"
+    with looking(tmp_path), looking(tmp_path), pytest.raises(RunStopped, match=nobody), sole_writer(tmp_path):
+        pass
+    with sole_writer(tmp_path):
+        pass

@@ -26,15 +26,12 @@ STEPS = (
     ("2 devices", ("hosts", "sharding")),
     ("2 models", ("models",)),
     ("2 sampling", ("sampling",)),
-    ("3 training", ("train", "updates", "checkpoint", "lifeline", "journal", "compiled")),
+    ("3 training", ("train", "updates", "checkpoint", "lifeline", "journal", "compiled", "memory")),
     ("4 tasks", ("data", "text", "evaluate", "rewards", "questions", "verdict")),
     ("4 testing", ("testing",)),
     (
         "5 runs",
-        tuple(
-            "sanity experiment overrides origin folder heldout samples setup phases logbook session imitation"
-            " warm_starts recorded loop finish report alerts display".split()
-        ),
+        tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),
     ),
     ("5 looking at runs", ("plan", "revisit", "show", "ablation")),
     ("6 command line", ("endings", "cli", "__main__")),

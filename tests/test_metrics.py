@@ -84,6 +84,16 @@ def test_clip_shares_use_the_bounds_of_the_recipe(pair):
     assert not {"clip/low", "clip/high"} & measured(o.RECIPES["rloo"], *pair).keys()
 
 
+def test_clip_shares_are_of_the_ratio_that_is_clipped_and_of_its_bounds(pair):
+    """Rows of ratios (0.5, 1, 2) and (1.25): geometric means 1 and 1.25, advantages (-1, -1, 1) and 1."""
+    rows = measured(o.gspo(low=0.1, high=0.2), *pair)
+    assert rows["clip/low"] == 0.0 and rows["clip/high"] == 1 / 4  # the one token of the second row
+    logs = measured(o.gmpo(clip=0.5), *pair)  # exp(-0.5) = 0.61 and exp(0.5) = 1.65
+    assert logs["clip/low"] == 1 / 4 and logs["clip/high"] == 1 / 4
+    capped = measured(o.cispo_capped(cap=1.1), *pair)
+    assert "clip/low" not in capped and capped["clip/high"] == 2 / 4
+
+
 def test_a_diagnostic_without_its_input_is_left_out(pair):
     stats, batch = pair
     got = measured(

@@ -5,8 +5,8 @@
 Somebody has a number of things, which changes once, twice or three times; no running total leaves 0 to 9. Or two people
 are compared, or one of three options is asked for by its letter: such a line holds the ``"options"``, and ``"match":
 "choice"`` says how its answer is to be compared. The solutions are of mixed quality, as found data is: a sixth of the
-lines has none, a third writes down every step, half of them only the last, whose first number has to be found in the
-head. Deterministic to the byte.
+lines has none; of the others half write down every step and half only the last, whose first number has to be found in
+the head. Deterministic to the byte.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pathlib import Path
 NAMES = ("Ann", "Ben", "Mia", "Tom")
 THINGS = ("cups", "eggs", "nuts", "pens")
 GAINS, LOSSES = ("gets", "finds", "buys", "wins"), ("loses", "eats", "sells", "drops")
-QUALITIES = ("none", "every step", "every step", "last step", "last step", "last step")
+QUALITIES = (*["none"] * 2, *["every step"] * 5, *["last step"] * 5)
 MOST = 9
 Fields = dict[str, object]
 
@@ -87,10 +87,10 @@ def chosen(key: str) -> tuple[Fields, list[str]]:
 KINDS: dict[str, tuple[int, Callable[[str], tuple[Fields, list[str]]]]] = {
     "add": (150, partial(changed, signs=(1,))),
     "take away": (150, partial(changed, signs=(-1,))),
-    "compare": (250, compared),
-    "choose": (300, chosen),
-    "two steps": (750, partial(changed, signs=(0, 0))),
-    "three steps": (850, partial(changed, signs=(0, 0, 0))),
+    "compare": (150, compared),
+    "choose": (200, chosen),
+    "two steps": (850, partial(changed, signs=(0, 0))),
+    "three steps": (950, partial(changed, signs=(0, 0, 0))),
 }
 """Category -> lines and what makes one from a key."""
 

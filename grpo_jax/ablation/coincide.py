@@ -27,6 +27,7 @@ from grpo_jax.objectives import (
     fixed_length,
     functions,
     kl_penalty,
+    log_ratio,
     negative_entropy,
     negative_log_likelihood,
     over_behavior,
@@ -38,6 +39,7 @@ from grpo_jax.objectives import (
     scale,
     sequence_mean_token_sum,
 )
+from grpo_jax.objectives.ratios import interval, log_ratio_behavior
 from grpo_jax.updates import SGD, AnyOptimizer
 
 _ADDED, _SCALED, _REWEIGHTED = (
@@ -54,15 +56,17 @@ DEGREES: Mapping[Callable, int] = {
     over_itself: 0,
 }
 """What the value of a term is multiplied by when all advantages are multiplied by c > 0: c to this power."""
+RATIOS = (log_ratio, log_ratio_behavior)
+"""Log-ratios that read no advantage."""
 
 
 class Atom(NamedTuple):
-    """A summand of the gradient: coefficient, aggregation, term, and the degree of the term (None: unknown)."""
+    """A summand of the gradient: coefficient, term, its degree (None: unknown), whether it is finite for certain."""
 
     coefficient: float
-    aggregation: str
     term: str
     degree: int | None
+    finite: bool
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,12 @@ def _text(x: float) -> str:
 
 
 def canonical(recipe: Recipe, setting: Setting) -> Form:
-    """The form of `recipe` after every rule whose condition holds."""
+    """The form of `recipe` after every rule whose condition holds.
+
+    Coefficients that change after each step may read anything: a recipe with some is equal only to itself.
+    """
+    if recipe.coefficients:
+        return Form((("", describe(recipe), 1.0),), "", "", "", 1.0, ())
     used: list[str] = []
     parts = [(part.aggregation, atom) for part in recipe.parts for atom in _terms(part.term, recipe, setting, used)]
     grouping = _grouping(recipe, [aggregation for aggregation, _ in parts], [atom for _, atom in parts], used)
@@ -194,7 +203,7 @@ def canonical(recipe: Recipe, setting: Setting) -> Form:
 
 
 def _terms(term: Term, recipe: Recipe, setting: Setting, used: list[str]) -> list[Atom]:
-    """The summands of `term`; their aggregation is filled in by the caller."""
+    """The summands of `term`."""
     function, keywords = next(functions(term))
     if function is _ADDED:
         return [atom for inner in keywords["terms"] for atom in _terms(inner, recipe, setting, used)]
@@ -207,10 +216,13 @@ def _terms(term: Term, recipe: Recipe, setting: Setting, used: list[str]) -> lis
     if function is _SCALED:
         return _scaled(keywords["term"], float(keywords["by"]), recipe, setting, used)
     if function is _REWEIGHTED:
-        free = _degree(keywords["weight"]) == 0
-        weight = describe(keywords["weight"])
+        weight, free = keywords["weight"], _degree(keywords["weight"]) == 0
         return [
-            atom._replace(term=f"({atom.term}) x {weight}", degree=atom.degree if free else None)
+            atom._replace(
+                term=f"({atom.term}) x {describe(weight)}",
+                degree=atom.degree if free else None,
+                finite=atom.finite and _finite(weight),
+            )
             for atom in _terms(keywords["term"], recipe, setting, used)
         ]
     if function is ppo_clip and not recipe.prepare and _inside(keywords, setting):
@@ -218,8 +230,8 @@ def _terms(term: Term, recipe: Recipe, setting: Setting, used: list[str]) -> lis
             "with one update a batch every ratio is 1, where clipping does nothing and the gradient of ppo_clip is"
             " that of reinforce"
         )
-        return [Atom(1.0, "", describe(reinforce), 1)]
-    return [Atom(1.0, "", describe(term), _degree(term))]
+        return [Atom(1.0, describe(reinforce), 1, True)]
+    return [Atom(1.0, describe(term), _degree(term), _finite(term))]
 
 
 def _scaled(term: Term, by: float, recipe: Recipe, setting: Setting, used: list[str]) -> list[Atom]:
@@ -229,37 +241,41 @@ def _scaled(term: Term, by: float, recipe: Recipe, setting: Setting, used: list[
     inner: list[str] = []
     atoms = _terms(term, recipe, setting, inner)
     if by == 0:  # 0 times what may be infinite: left as it stands
-        return [Atom(1.0, "", describe(scale(term, by=by)), None)]
+        return [Atom(1.0, describe(scale(term, by=by)), None, False)]
     used += inner
     return [atom._replace(coefficient=atom.coefficient * by) for atom in atoms]
 
 
-def _degree(term: Term) -> int | None:
+def _degree(term: Any) -> int | None:
+    """The degree of a term of the library; None where a function that it is given might read the advantage."""
     function, keywords = next(functions(term))
-    known = DEGREES.get(function)
-    weight = keywords.get("weight")
-    return None if weight is not None and _degree(weight) != 0 else known
+    given = {name: value for name, value in keywords.items() if callable(value)}
+    ratio, weight = given.pop("ratio", log_ratio), given.pop("weight", None)
+    given.pop("estimator", None)  # a kernel: it sees log-ratios alone
+    free = not given and next(functions(ratio))[0] in RATIOS and (weight is None or _degree(weight) == 0)
+    return DEGREES.get(function) if free else None
 
 
-def _finite(term: Term) -> bool:
+def _finite(term: Any) -> bool:
     """Whether value and gradient of a term of the library are finite wherever log-probabilities are."""
     function, keywords = next(functions(term))
-    clamped = keywords.get("clamp_log_ratio", 0.0) is not None and keywords.get("weight") is None
-    known = keywords.get("estimator") in (None, *ESTIMATORS.values())
-    return (
-        function in (reinforce, negative_log_likelihood, negative_entropy, ppo_clip, kl_penalty) and clamped and known
-    )
+    clamped = keywords.get("clamp_log_ratio", 0.0) is not None and keywords.get("clamp", 0.0) is not None
+    known = keywords.get("estimator") in (None, *ESTIMATORS.values()) and keywords.get("weight") is None
+    plain = next(functions(keywords.get("ratio", log_ratio)))[0] is log_ratio
+    return function in DEGREES and clamped and known and plain
 
 
 def _inside(keywords: Mapping[str, Any], setting: Setting) -> bool:
     """Whether every ratio is inside all bounds of a `ppo_clip`: one update, on what its own policy sampled."""
-    low, high, dual, clamp = (keywords[name] for name in ("low", "high", "dual", "clamp_log_ratio"))
+    lower, upper = interval(keywords["low"], keywords["high"], keywords["bounds"])
+    dual, clamp = keywords["dual"], keywords["clamp_log_ratio"]
     away = expm1(setting.gap)  # |r - 1| is at most this, or the run has stopped
     return (
         setting.updates == 1
         and setting.own_rollouts
-        and (low is None or low > away)
-        and (high is None or high > away)
+        and keywords["ratio"] is log_ratio
+        and (lower is None or lower < 1 - away)
+        and (upper is None or upper > 1 + away)
         and (dual is None or dual > 1 + away)
         and (clamp is None or clamp > setting.gap)
     )
@@ -285,7 +301,7 @@ def _grouping(recipe: Recipe, aggregations: Sequence[Callable], atoms: Sequence[
         and not recipe.prepare
         and zero_if_tied
         and all(f is fixed_length and k["rows"] == "none" for f, k in averaged)
-        and all(atom.degree == 1 and "clamp=None" not in atom.term and "ratio=None" not in atom.term for atom in atoms)
+        and all(atom.degree == 1 and atom.finite for atom in atoms)
     ):
         used.append(
             "groups of equal rewards have advantage 0 and no denominator counts their rows, so that leaving them out"

@@ -20,7 +20,7 @@ from grpo_jax.ablation.measure import (
     numbers,
     paired,
 )
-from grpo_jax.ablation.study import ITSELF, Ablation, Ends, carry_out, open_ablation, rollouts_of
+from grpo_jax.ablation.study import ITSELF, Ablation, Ends, carry_out, open_ablation
 from grpo_jax.ablation.tables import Results, Section
 from grpo_jax.experiment import Experiment
 from grpo_jax.journal import write_json
@@ -193,9 +193,9 @@ def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
     if any(experiment.warm_start for experiment in ablation.variants.values()):
         words.append("Runs of one seed that warm up by the same settings begin GRPO at the same parameters.")
     if shared:
-        first = next(iter(ablation.variants))
         words.append(
-            f"Rollouts are shared: {first} sampled them, and every variant was trained on these, seed by seed."
+            "Rollouts are shared: all variants of a seed were trained on the same ones, which the first of them sampled"
+            " unless they had been recorded before."
         )
     sections = [tables.results(found, measures=OUTCOMES, title="Results", words=words)]
     if len(found) > 1:
@@ -214,7 +214,7 @@ def _document(ablation: Ablation, found: Results, ended: Ends) -> dict[str, Any]
     return {
         "file": ablation.file,
         "seeds": list(ablation.seeds),
-        "rollouts": None if ablation.rollouts is None else [str(rollouts_of(ablation, s)) for s in ablation.seeds],
+        "rollouts": None if ablation.rollouts is None else str(ablation.rollouts),
         "runs": {name: {str(seed): dict(row) for seed, row in seeds.items()} for name, seeds in found.items()},
         "means": {name: _intervals(means(list(seeds.values()), measures)) for name, seeds in found.items()},
         "differences": {

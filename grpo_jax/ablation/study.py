@@ -46,8 +46,8 @@ class Run:
 class Ablation:
     """What is compared: every variant with every seed.
 
-    With `rollouts` the first variant records there, seed by seed, and the others replay. `expected` (variant, measure, lowest, highest) says
-    where means over the seeds have to lie.
+    With `rollouts` the first variant records there, seed by seed, and the others replay. `expected` (variant, measure,
+    lowest, highest) says where means over the seeds have to lie.
     """
 
     file: str
@@ -93,7 +93,7 @@ class Ablation:
                 for name, experiment in self.variants.items()
             },
             "seeds": list(self.seeds),
-            "rollouts": "own" if self.rollouts is None else "shared",
+            "rollouts": "each its own" if self.rollouts is None else str(self.rollouts),
         }
 
     def origin(self, run: Run) -> Origin:
@@ -165,7 +165,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
                 f"  {what}: the folder has {', '.join(map(str, was))}; this command {', '.join(map(str, now))}"
             )
     if old["rollouts"] != new["rollouts"]:
-        lines.append(f"  rollouts: the folder has {old['rollouts']} ones; this command {new['rollouts']} ones")
+        lines.append(f"  rollouts: the folder has {old['rollouts']}; this command {new['rollouts']}")
     for name in [name for name in old["variants"] if name in new["variants"]]:
         was, now = old["variants"][name], new["variants"][name]
         lines += [

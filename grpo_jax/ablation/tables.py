@@ -72,9 +72,9 @@ def said(value: Interval | None, *, share: bool = False, sign: bool = False) -> 
 
 
 def varying(variants: Mapping[str, Experiment]) -> dict[str, dict[str, str]]:
-    """Dotted path -> variant -> canonical text, for the settings in which they differ; names and seeds apart."""
+    """Dotted path -> variant -> canonical text, for the settings in which they differ; what only names them apart."""
     table = {name: {**settings(e), "optimizer": type(e.optimizer).__name__} for name, e in variants.items()}
-    paths = sorted({path for texts in table.values() for path in texts} - {"name", "seed"})
+    paths = sorted({path for texts in table.values() for path in texts} - {"name", "seed", "recipe.paper"})
     rows = {path: {name: texts.get(path, "-") for name, texts in table.items()} for path in paths}
     return {path: texts for path, texts in rows.items() if len(set(texts.values())) > 1}
 
@@ -139,8 +139,13 @@ def times(found: Results) -> Section:
     words = (
         "Over all attempts, compiling and evaluations included. The first variant pays for what the later ones share:"
         " warm starts, and programs that they compile once.",
+        f"All runs together: {_total(found, 'seconds'):.0f} s, {_total(found, 'cpu_seconds'):.0f} CPU s.",
     )
     return results(found, measures=TIMES, title="Time of a run", words=words)
+
+
+def _total(found: Results, name: str) -> float:
+    return math.fsum(row[name] for seeds in found.values() for row in seeds.values())
 
 
 def markdown(sections: Sequence[Section]) -> str:

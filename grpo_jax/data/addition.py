@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from grpo_jax.data.counter import below, hashed, unit
-from grpo_jax.data.generated import ARITHMETIC, ATTEMPTS, Generated, tagged, token_reward, written
+from grpo_jax.data.generated import ARITHMETIC, ATTEMPTS, Generated, answered, tagged, token_reward, written
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
 from grpo_jax.rewards import text
 from grpo_jax.text import CharacterTokenizer
@@ -113,6 +113,10 @@ class Addition(Generated):
         """Computed from the text of each prompt in Python integers."""
         texts = [self.prompt_text(prompts, index).partition("=")[0] for index in range(len(prompts.length))]
         return [f"{sum(int(term) for term in problem.split('+')):0{self.digits + 1}d}" for problem in texts]
+
+    def gold(self, prompts: Prompts) -> list[list[int] | None]:
+        """Token ids of a right completion of every prompt, without a chain."""
+        return answered(self.tokenizer, self.answers(prompts))
 
     def metadata(self, prompts: Prompts) -> list[Mapping[str, object]]:
         """How many places carry."""

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from grpo_jax.data.counter import below, hashed, unit
-from grpo_jax.data.generated import ARITHMETIC, ATTEMPTS, Generated, tagged, token_reward, written
+from grpo_jax.data.generated import ARITHMETIC, ATTEMPTS, Generated, answered, tagged, token_reward, written
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
 from grpo_jax.rewards import text
 from grpo_jax.text import CharacterTokenizer
@@ -117,6 +117,10 @@ class Chain(Generated):
     def answers(self, prompts: Prompts) -> list[str]:
         """Computed from the text of each prompt in Python integers."""
         return [self._answer(self.prompt_text(prompts, index)) for index in range(len(prompts.length))]
+
+    def gold(self, prompts: Prompts) -> list[list[int] | None]:
+        """Token ids of a right completion of every prompt, without a chain."""
+        return answered(self.tokenizer, self.answers(prompts))
 
     def metadata(self, prompts: Prompts) -> list[Mapping[str, object]]:
         return [{"operands": int(length - 1) // (self.digits + 1)} for length in prompts.length]

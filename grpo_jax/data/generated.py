@@ -143,6 +143,12 @@ def tagged(
     ]
 
 
+def answered(tokenizer: CharacterTokenizer, answers: Sequence[str]) -> list[list[int] | None]:
+    """Token ids of the shortest completion in R1 style that gives each of `answers`, the stop token included."""
+    texts = [f"</think><answer>{answer}</answer>" for answer in answers]
+    return [[*tokenizer.encode(text, specials=True), tokenizer.eos] for text in texts]
+
+
 def token_reward(tokenizer: CharacterTokenizer, *, modulus: int, digits: int, format_weight: float) -> partial:
     """``(Rollouts) -> Reward``: 1 for the value of the expression in the prompt, `format_weight` for the format."""
     special = tokenizer.special

@@ -107,6 +107,10 @@ class Jsonl:
         ids = [self._completion_ids(self.lines[row]) for row in chosen]
         return Demonstrations(self._prompts(chosen, numbers), *self._padded(ids, self.completion_width))
 
+    def gold(self, prompts: Prompts) -> list[list[int] | None]:
+        """Token ids of a right completion of every prompt: its solution, where it has one, and its answer."""
+        return [self._completion_ids(self.lines[row]) for row in np.asarray(prompts.row).tolist()]
+
     def read_prompt(self, text: str) -> tuple[list[int], int | None]:
         """Ids of a question put into the template; its row where a line of the data asks the same."""
         ids = fill(self.prompt, {"prompt": text}, self.tokenizer)

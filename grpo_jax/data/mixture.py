@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.data.counter import hashed, unit
-from grpo_jax.data.tasks import Demonstrations, Task, check_draws, numpy_prompts
+from grpo_jax.data.tasks import Answering, Demonstrations, Task, check_draws, numpy_prompts
 from grpo_jax.objectives import describe
 from grpo_jax.rewards import tokens
 from grpo_jax.rewards.text import TextRewards
@@ -134,6 +134,15 @@ class Mixture:
         for task, at, own in self._apart(prompts):
             for index, answer in zip(at.tolist(), task.answers(own), strict=True):
                 found[index] = answer
+        return found
+
+    def gold(self, prompts: Prompts) -> list[list[int] | None]:
+        """Token ids of a right completion of every prompt, where its part gives one."""
+        found: list[list[int] | None] = [None] * len(prompts.row)
+        for task, at, own in self._apart(prompts):
+            if isinstance(task, Answering):
+                for index, ids in zip(at.tolist(), task.gold(own), strict=True):
+                    found[index] = ids
         return found
 
     def metadata(self, prompts: Prompts) -> list[Mapping[str, object]]:

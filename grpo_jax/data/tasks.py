@@ -5,7 +5,7 @@ numbers and nothing else decides them, so that the only state of the data is how
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,6 +74,15 @@ class Task(Protocol):
 
     def metadata(self, prompts: Prompts) -> list[Mapping[str, object]]:
         """What else is known of every prompt."""
+        ...
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """A task that can also say what a right completion is."""
+
+    def gold(self, prompts: Prompts) -> list[list[int] | None]:
+        """Token ids of a right completion of every prompt, the stop token included; None where it knows none."""
         ...
 
 

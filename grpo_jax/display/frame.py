@@ -1,8 +1,6 @@
 """What a live terminal shows of a run, as pure functions of what is known: the same view gives the same picture."""
 
 import math
-import resource
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +43,8 @@ class View:
     curves: dict[str, list[float]] = field(default_factory=dict)
     alerts: deque[str] = field(default_factory=lambda: deque(maxlen=2))
     rows: list[Mapping[str, Any]] = field(default_factory=list)
-    memory: float = 0.0  # bytes
+    memory: tuple[float, str] = (0.0, "")  # bytes, and of what
+    passed: int = 1  # steps since the record before
     marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=50))  # (seconds, step) in this phase
 
     def see(
@@ -54,6 +53,9 @@ class View:
         """Take in a record of metrics that was written at second `now`."""
         if position["phase"] != self.phase:
             self.marks.clear()
+            self.step = 0
+        # Every step of GRPO has its record; a warm start has one now and then.
+        self.passed = 1 if position["phase"] == "grpo" else max(int(position["step"]) - self.step, 1)
         self.phase, self.step, self.record, self.seconds = position["phase"], int(position["step"]), record, seconds
         self.marks.append((now, self.step))
         if math.isfinite(_number(record, "reward/mean")):
@@ -62,7 +64,8 @@ class View:
             value, low, high = (100 * _number(record, f"accuracy/{name}{end}") for end in ("", "/low", "/high"))
             interval = f" ({low:.1f} to {high:.1f})" if math.isfinite(low + high) else ""
             self.evaluated[name] = f"{value:.1f} %{interval}"
-            self.curves.setdefault(f"accuracy {name}", []).append(value / 100)
+            if "[" not in name:  # a category is a number; a curve for each would fill the terminal
+                self.curves.setdefault(f"accuracy {name}", []).append(value / 100)
 
 
 def held_out(record: Mapping[str, Any]) -> list[str]:
@@ -106,12 +109,6 @@ def seconds_left(view: View) -> float:
     return (view.plan.steps[view.phase] - last) * (end - begin) / (last - first) if last > first else math.nan
 
 
-def peak_memory() -> float:
-    """Most bytes of main memory that this process has had at a time."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
-
-
 def _head(view: View, width: int) -> list[RenderableType]:
     total = view.plan.steps.get(view.phase, 0)
     words = [clean(view.plan.name), f"{PHASES.get(view.phase, view.phase)} {view.step}"]
@@ -142,7 +139,7 @@ def cells(view: View) -> list[tuple[str, str]]:
         if kind == "reward" and component not in ("mean", "std"):
             form, unit = share if component == "accuracy" else ("{:.3f}", 1.0)
             found += shown(clean(component), name, form, unit)
-    found += [(f"accuracy {clean(name)}", words) for name, words in view.evaluated.items()]
+    found += [(_set_label(name), words) for name, words in view.evaluated.items()]
     found += shown("length", "length/mean", "{:.1f}" + f", {100 * _number(record, 'length/stopped'):.0f} % ended")
     found += shown("entropy", "entropy") + shown("KL reference", "kl/ref") + shown("KL old", "kl/old")
     found += shown("clipped low", "clip/low", *share) + shown("clipped high", "clip/high", *share)
@@ -150,26 +147,43 @@ def cells(view: View) -> list[tuple[str, str]]:
     found += shown("tied groups", "groups/tied", *share) + shown("gradient norm", "grad_norm")
     found += shown("loss", "loss") + (shown("refused", "skipped", "{:.0f}") if record.get("skipped") else [])
     found += [(f"rewards: {s}", f"{record[f'status/{s}']:.0f}") for s in FAILURES if record.get(f"status/{s}")]
-    total = _seconds(view)
+    total = _seconds(view) / view.passed
     if total > 0:
         tokens = view.plan.rows * _number(record, "length/mean") / total
         found += [("tokens a second", f"{tokens:.0f}")] if math.isfinite(tokens) and view.plan.rows else []
         found += [("seconds a step", f"{total:.2f}")]
-    return [*found, ("memory, peak", f"{view.memory / 2**30:.2f} GiB")] if view.memory else found
+    memory, of = view.memory
+    return [*found, ("memory, peak", f"{memory / 2**30:.2f} GiB {of}")] if memory else found
+
+
+def _set_label(name: str) -> str:
+    """``accuracy heldout`` for a set, ``[easy] of heldout`` for a category of it: what tells them apart comes first."""
+    held, bracket, category = name.partition("[")
+    return f"[{clean(category)} of {clean(held)}" if bracket else f"accuracy {clean(name)}"
 
 
 FAILURES = ("error", "timeout", "unparsable")
 
 
+APART = ("evaluation", "saving")
+"""What happens between steps and is no part of them."""
+
+
 def _seconds(view: View) -> float:
-    parts = {name: value for name, value in view.seconds.items() if name != "step"}
-    return view.seconds.get("step", math.fsum(parts.values()))
+    return math.fsum(value for name, value in view.seconds.items() if name not in APART)
 
 
 def _phases(view: View) -> list[RenderableType]:
-    parts = {name: value for name, value in view.seconds.items() if name != "step"}
-    words = "  ".join(f"{name} {value:.2f} s" for name, value in parts.items())
-    return [Text(words, style="dim")] if words else []
+    """The phases of a step with their seconds and their share of it, then what happened beside it."""
+    total, lines = _seconds(view), []
+    words = [
+        f"{name} {value / view.passed:.2f} s" + (f" ({100 * value / total:.0f} %)" if name not in APART else "")
+        for name, value in view.seconds.items()
+        if total > 0
+    ]
+    if words:
+        lines.append(Text("  ".join(words), style="dim", overflow="fold"))
+    return lines
 
 
 def _table(found: Sequence[tuple[str, str]], width: int) -> Table:

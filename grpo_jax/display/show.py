@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from grpo_jax.display.frame import Plan, View, chosen, frame, held_out, peak_memory
+from grpo_jax.display.frame import Plan, View, chosen, frame, held_out
 from grpo_jax.lifeline import give_up, say
+from grpo_jax.memory import peak_memory
 from grpo_jax.report import clean
 
 REFRESH_S = 0.2
@@ -28,7 +29,7 @@ class Display(Protocol):
     """What a run tells."""
 
     def step(self, position: Mapping[str, Any], record: Mapping[str, float], *, seconds: Mapping[str, float]) -> None:
-        """A step was done: {"phase", "step"}, its metrics, and seconds: "step" and, where known, its phases by name."""
+        """A step was done: {"phase", "step"}, its metrics, and the seconds of its phases by name."""
         ...
 
     def completions(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -73,7 +74,8 @@ class PlainDisplay:
     def step(self, position: Mapping[str, Any], record: Mapping[str, float], *, seconds: Mapping[str, float]) -> None:
         del seconds  # the line is the same whoever computes it
         names = ["loss", "reward/mean", "length/mean", "entropy"]
-        names += [f"{kind}/{name}" for name in held_out(record) for kind in ("accuracy", "greedy", "format")]
+        sets = [name for name in held_out(record) if "[" not in name]  # without their categories
+        names += [f"{kind}/{name}" for name in sets for kind in ("accuracy", "greedy", "format")]
         words = "  ".join(f"{name} {record[name]:.3f}" for name in names if name in record)
         self._print(f"{position['phase']} {position['step']:>5}  {words}")
 
@@ -111,7 +113,7 @@ class LiveDisplay:
         plan: Plan,
         *,
         clock: Callable[[], float] = time.monotonic,
-        memory: Callable[[], float] = peak_memory,
+        memory: Callable[[], tuple[float, str]] = peak_memory,
     ) -> None:
         self.console, self.view = console, View(plan)
         self._clock, self._memory = clock, memory

@@ -18,7 +18,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.sharding import BATCH_AXES, constrain
 from grpo_jax.types import Array, Params, Prompts, Rollouts, TokenStats
 
-WANTS = ("entropy", "hidden", "sum_pi_squared")
+WANTS = ("entropy", "hidden", "kl_full", "sum_pi_squared")
 _LOGITS = 1 << 18  # logits computed at a time, when `chunk` does not say
 
 
@@ -32,18 +32,21 @@ def logprobs(
     group_size: int | None = None,
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    reference: Params | None = None,
 ) -> TokenStats:
     """What the policy says of every token of `rollouts`, as f32[N, T] in the order of the rows.
 
     With ``p = softmax(logits / temperature)`` over the full vocabulary: ``logp = log p[token]``, and for each name in
-    the static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, or ``hidden`` f32[N, D], the mean over
-    the tokens of the row of the normed output of the last layer. Everything is 0 past the end of a row.
+    the static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, ``kl_full = sum p (log p - log q)`` with
+    q that of the parameters `reference`, through which no gradient flows, or ``hidden`` f32[N, D], the mean over the
+    tokens of the row of the normed output of the last layer. Everything is 0 past the end of a row.
 
     `group_size` is the largest number of rows of one prompt (default N / P); under jit, rows beyond it come out as nan.
     `chunk` is the number of tokens whose logits exist at a time on a device (default: 1024, or more for a small
     vocabulary); it changes no value. Gradients flow to `params`; forward mode needs ``config.backward`` plain.
 
-    Raises ValueError for an unknown `want`, a temperature that is not positive, or sizes that do not fit.
+    Raises ValueError for an unknown `want`, a temperature that is not positive, a ``kl_full`` without a `reference`, or
+    sizes that do not fit.
     """
     _check(config, rollouts, temperature, want, chunk)
     prompts = rollouts.prompts
@@ -54,7 +57,12 @@ def logprobs(
     x = _completions(params, config, prompts, inputs, mesh)
     chunk = chunk or max(1024, _LOGITS // config.vocab)
     score = functools.partial(_score, params, config, temperature=temperature, want=want)
-    stats = _chunked(score, x, targets, chunk, mesh)
+    read_of = x
+    if "kl_full" in want and reference is not None:
+        fixed = layers.cast(jax.lax.stop_gradient(reference), config)
+        score = functools.partial(score, reference=fixed)
+        read_of = jnp.concatenate([x, _completions(fixed, config, prompts, inputs, mesh)], axis=-1)
+    stats = _chunked(score, read_of, targets, chunk, mesh)
     stats = {name: places.restore(jnp.where(read, value, 0)) for name, value in stats.items()}
     if "hidden" in want:
         stats["hidden"] = places.restore(_mean_hidden(params, config, x, read))
@@ -105,19 +113,49 @@ def _completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: 
     return constrain(x.reshape(count, group, width, -1), mesh, ("prompts", None, None, None))
 
 
-def _score(params: Params, config: ModelConfig, x: Array, targets: Array, *, temperature, want) -> dict[str, Array]:
-    """`logp` and the per-token arrays of `want`, f32[...], of targets i32[...] after x [..., D]."""
-    logits = layers.unembed(params, x, config)
+def _score(
+    params: Params, config: ModelConfig, x: Array, targets: Array, *, temperature, want, reference: Params | None = None
+) -> dict[str, Array]:
+    """`logp` and the per-token arrays of `want`, f32[...], of targets i32[...] after x [..., D].
+
+    With a `reference`, the output of its last layer stands behind that of the policy in x [..., 2 D].
+    """
+    if reference is None:
+        return token_statistics(layers.unembed(params, x, config), targets, temperature=temperature, want=want)
+    own, other = jnp.split(x, 2, axis=-1)
+    logits, fixed = layers.unembed(params, own, config), layers.unembed(reference, other, config)
+    return token_statistics(logits, targets, temperature=temperature, want=want, reference=fixed)
+
+
+def token_statistics(
+    logits: Array,
+    targets: Array,
+    *,
+    temperature: float | Array = 1.0,
+    want: Sequence[str] = (),
+    reference: Array | None = None,
+) -> dict[str, Array]:
+    """What logits f[..., V] say of targets i32[...]: `logp` and the per-token arrays of `want` -> name -> f[...].
+
+    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`.
+    """
     logits = logits / jnp.asarray(temperature, logits.dtype)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
     stats = {"logp": jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - normaliser}
-    if {"entropy", "sum_pi_squared"} & set(want):
-        p = jnp.exp(logits - normaliser[..., None])
-        if "entropy" in want:
-            stats["entropy"] = normaliser - jnp.sum(p * logits, axis=-1)
-        if "sum_pi_squared" in want:
-            stats["sum_pi_squared"] = jnp.sum(p * p, axis=-1)
+    if not {"entropy", "kl_full", "sum_pi_squared"} & set(want):
+        return stats
+    p = jnp.exp(logits - normaliser[..., None])
+    if "entropy" in want:
+        stats["entropy"] = normaliser - jnp.sum(p * logits, axis=-1)
+    if "sum_pi_squared" in want:
+        stats["sum_pi_squared"] = jnp.sum(p * p, axis=-1)
+    if "kl_full" in want:
+        if reference is None:
+            raise ValueError("want has kl_full but reference is None; allowed is another policy: pass the reference's")
+        other = reference / jnp.asarray(temperature, reference.dtype)
+        shift = jax.nn.logsumexp(other, axis=-1) - normaliser
+        stats["kl_full"] = jnp.sum(p * (logits - other), axis=-1) + shift
     return stats
 
 

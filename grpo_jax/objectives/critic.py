@@ -22,18 +22,20 @@ def value_clip(stats: TokenStats, batch: Batch, *, clip: float | None = 0.2) -> 
     Raises:
         ValueError: a field is missing.
     """
-    fields = {"TokenStats.value": stats.value, "Batch.returns": batch.returns, "Batch.value_old": batch.value_old}
-    if clip is None:
-        del fields["Batch.value_old"]
-    missing = ", ".join(name for name, x in fields.items() if x is None)
-    if missing:
-        raise ValueError(f"{missing}: got None, which value_clip reads: train with a critic, or drop the part")
-    square = jnp.square(stats.value - batch.returns)
+    target = _given(batch.returns, "Batch.returns")
+    square = jnp.square(_given(stats.value, "TokenStats.value") - target)
     if clip is None:
         return square / 2
-    return jnp.maximum(square, jnp.square(clipped_value(stats, batch, clip=clip) - batch.returns)) / 2
+    return jnp.maximum(square, jnp.square(clipped_value(stats, batch, clip=clip) - target)) / 2
 
 
 def clipped_value(stats: TokenStats, batch: Batch, *, clip: float) -> Array:
     """v_old + clip(v - v_old, -clip, clip) -> f32[N,T]."""
-    return batch.value_old + jnp.clip(stats.value - batch.value_old, -clip, clip)
+    old = _given(batch.value_old, "Batch.value_old")
+    return old + jnp.clip(_given(stats.value, "TokenStats.value") - old, -clip, clip)
+
+
+def _given(x: Array | None, name: str) -> Array:
+    if x is None:
+        raise ValueError(f"{name}: got None, which the loss of a critic reads: train with a critic, or drop the part")
+    return x

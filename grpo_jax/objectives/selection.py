@@ -52,7 +52,9 @@ def kl_cov_tokens(
     tokens the first ones are taken.
     """
     del key
-    return _with(batch, name, largest(covariance(stats, batch), batch.mask, share(batch.mask, fraction, stats)))
+    return _with(
+        batch, name, largest(covariance(stats, batch), batch.mask, share(batch.mask, stats, fraction=fraction))
+    )
 
 
 def clip_cov_tokens(
@@ -92,7 +94,7 @@ def clip_cov_tokens(
     lower, upper = interval(clip_low, clip_high, "relative")
     stopped = stopped_by_clip(r, clean_batch.advantage, lower, upper)
     candidate = batch.mask & ~stopped & (cov > cov_low) & (cov < cov_high)
-    dropped = largest(_lots(batch, key, cov.dtype), candidate, share(batch.mask, fraction, stats))
+    dropped = largest(_lots(batch, key, cov.dtype), candidate, share(batch.mask, stats, fraction=fraction))
     return _with(batch, name, ~dropped)
 
 
@@ -122,7 +124,7 @@ def top_entropy_tokens(
     if stats.entropy is None:
         raise ValueError('TokenStats.entropy is None, which top_entropy_tokens reads: ask for want=("entropy",)')
     entropy = masked.select(batch.mask, stats.entropy)
-    return _with(batch, name, batch.mask & (entropy >= quantile(entropy, batch.mask, 1.0 - fraction)))
+    return _with(batch, name, batch.mask & (entropy >= quantile(entropy, batch.mask, q=1.0 - fraction)))
 
 
 def demonstrations(stats: TokenStats, batch: Batch, key: Array, *, name: str = "off_policy") -> Batch:
@@ -161,7 +163,7 @@ def normalized_weight(
     return _with(batch, name, value / jnp.where(mean > 0, mean, jnp.ones_like(mean)))
 
 
-def share(mask: Array, fraction: float, stats: TokenStats) -> Array:
+def share(mask: Array, stats: TokenStats, *, fraction: float) -> Array:
     """max(1, int(fraction * number of True)) -> i32[], the product in the dtype of the log-probabilities."""
     number = masked.count(mask, dtype=stats.logp.dtype)
     return jnp.maximum(jnp.floor(number * fraction).astype(jnp.int32), 1)
@@ -184,7 +186,7 @@ def largest(x: Array, mask: Array, number: Array) -> Array:
     return above | (level & (before <= room))
 
 
-def quantile(x: Array, mask: Array, q: float) -> Array:
+def quantile(x: Array, mask: Array, *, q: float) -> Array:
     """Quantile `q` of the selected entries with linear interpolation -> f[], as `masked.quantile` without a sort."""
     number = jnp.sum(mask, dtype=jnp.int32)
     place = q * jnp.maximum(number - 1, 0).astype(x.dtype)

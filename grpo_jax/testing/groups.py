@@ -1,6 +1,6 @@
 """The laws of groupings, on twelve rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,24 @@ from grpo_jax.types import Array, Collected
 Compiled = Callable[[Collected], np.ndarray]
 
 
-def check_grouping(grouping: Grouping, *, memory: Mapping[str, Array] | None = None) -> None:
+def check_grouping(
+    grouping: Grouping, *, labels: Iterable[str] = (), memory: Mapping[str, Array] | None = None
+) -> None:
     """Check that a grouping obeys the laws on which advantages, masking and resuming rely.
 
     One label below N a row, which rows have the same one does not depend on the order of the rows, on padding, or on
     rows without a valid reward and what stands in them; the same again for the same input, compiled or not.
 
     Args:
-        grouping: ``(Collected, memory) -> (labels i32[N], memory)``, its settings bound with `functools.partial`. The
-            prompts that it sees have a label "category".
+        grouping: ``(Collected, memory) -> (labels i32[N], memory)``, its settings bound with `functools.partial`.
+        labels: names in ``Prompts.label`` that the grouping reads; they get numbers, one of them negative.
         memory: what a grouping with a state begins with; None: nothing.
 
     Raises:
         AssertionError: a law is broken; the text says which, and what to do.
     """
     name, state = tiny.name_of(grouping), dict(memory or {})
-    given = tiny.tiny_collected()
+    given = tiny.tiny_collected(labels=labels)
     usual = _eager(grouping, name, given, state)
     assert np.array_equal(usual, _eager(grouping, name, given, state)), (
         f"{name} gives other labels at a second call: what it remembers between steps belongs into memory"
@@ -54,8 +56,8 @@ def check_grouping(grouping: Grouping, *, memory: Mapping[str, Array] | None = N
     more = tiny.grown(given)
     extra = np.arange(more.reward.valid.shape[0]) >= tiny.ROWS
     among = np.concatenate([counted, np.zeros(int(extra.sum()), bool)])
-    labels = compiled(tiny.spoiled(tiny.unscored(more, extra)))
-    assert np.array_equal(pairs, tiny.together(labels, among)), (
+    found = compiled(tiny.spoiled(tiny.unscored(more, extra)))
+    assert np.array_equal(pairs, tiny.together(found, among)), (
         f"{name} changes with further rows that have no valid reward: such a row was never sampled"
     )
 

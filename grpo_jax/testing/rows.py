@@ -5,7 +5,7 @@ not be scored, another belongs to no group, one has no token and one a hole in i
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import jax
@@ -21,6 +21,8 @@ UNSCORED = 6
 NOWHERE = tuple(row == UNSCORED or label < 0 for row, label in enumerate(LABELS))
 """True for the rows that are compared with nothing."""
 ROWS, PROMPTS, WIDTH = len(LABELS), 6, 5
+PROMPT_LABELS = (7, 3, 7, -1, 5, 3)
+"""Of the prompts: two that have one together, one without any."""
 _LENGTHS = (1, 2, 3, 4, 0, 5, 3, 4, 1, 2, 5, 3)
 _MORE_ROWS, _MORE_PROMPTS, _MORE_COLUMNS = 2, 1, 3
 
@@ -33,26 +35,23 @@ def name_of(function: object) -> str:
     return getattr(getattr(function, "func", function), "__name__", repr(function))
 
 
-def tiny_collected(*, dtype: str = "float32") -> Collected:
-    """The rows with everything that an advantage may read, floats in `dtype`."""
+def tiny_collected(*, dtype: str = "float32", labels: Iterable[str] = ()) -> Collected:
+    """The rows with everything that an advantage may read, floats in `dtype`; prompts have `labels` of these names."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> Array:
         return jnp.asarray(rng.normal(0.0, 1.0, shape), dtype)
 
     index = jnp.arange(ROWS, dtype=jnp.int32)
-    labels, asked = jnp.asarray(LABELS, jnp.int32), jnp.arange(PROMPTS, dtype=jnp.int32)
+    groups, asked = jnp.asarray(LABELS, jnp.int32), jnp.arange(PROMPTS, dtype=jnp.int32)
+    names = {name: jnp.asarray(PROMPT_LABELS, jnp.int32) for name in labels}
     lengths, place = jnp.asarray(_LENGTHS, jnp.int32), jnp.arange(WIDTH, dtype=jnp.int32)[None, :]
     logp = -jnp.abs(normal(ROWS, WIDTH)) - 0.1
     rollouts = Rollouts(
         prompts=Prompts(
-            tokens=jnp.ones((PROMPTS, 2), jnp.int32),
-            length=asked * 0 + 1,
-            draw=asked,
-            row=asked,
-            label={"category": asked % 2, "role": asked % 2},
+            tokens=jnp.ones((PROMPTS, 2), jnp.int32), length=asked * 0 + 1, draw=asked, row=asked, label=names
         ),
-        prompt=jnp.where(labels < 0, 4, labels),
+        prompt=jnp.where(groups < 0, 4, groups),
         sample=index,
         tokens=jnp.zeros((ROWS, WIDTH), jnp.int32),
         length=lengths,

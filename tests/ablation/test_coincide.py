@@ -16,6 +16,7 @@ from grpo_jax.advantages import batch_centered, group_centered, group_leave_one_
 from grpo_jax.experiment import Experiment
 from grpo_jax.groups import by_prompt, drop_tied
 from grpo_jax.objectives import Part, Recipe
+from grpo_jax.objectives.control import Coefficient, doubling, following
 from grpo_jax.train import make_batch
 from grpo_jax.types import Array, Batch, Collected, Prompts, Reward, Rollouts, TokenStats
 from grpo_jax.updates import SGD, Optimizer, build
@@ -265,6 +266,9 @@ def test_where_a_condition_fails_gradients_are_not_proportional_and_nothing_is_c
     assert np.abs(two - nearest * one).max() > 1e-4
 
 
+FOLLOWING = Coefficient(
+    "beta", 0.1, partial(following, name="beta", measure="kl/ref", rule=partial(doubling, target=0.1))
+)
 UNDECIDED = {
     "a term of the user may not be proportional to the advantage": (recipe(mine), recipe(mine, advantage=LOO), SETTING),
     "a prepare step may read advantages": (
@@ -278,6 +282,17 @@ UNDECIDED = {
         ONCE,
     ),
     "groups of one have no others": (recipe(), recipe(advantage=LOO), dataclasses.replace(SETTING, group_size=1)),
+    "a ratio of whole rows has another gradient": (
+        recipe(o.reinforce),
+        recipe(partial(o.ppo_clip, ratio=o.sequence_log_ratio)),
+        ONCE,
+    ),
+    "coefficients may follow anything": (
+        dataclasses.replace(recipe(), coefficients=(FOLLOWING,)),
+        dataclasses.replace(recipe(advantage=LOO), coefficients=(FOLLOWING,)),
+        SETTING,
+    ),
+    "a bound that is absolute": (recipe(o.reinforce), recipe(partial(o.ppo_clip, low=1.0, bounds="absolute")), ONCE),
     "rollouts of another policy have ratios": (
         recipe(o.reinforce),
         recipe(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from grpo_jax import loop
-from grpo_jax.ablation.study import Ablation, carry_out, differences, ends, open_ablation, rollouts_of
+from grpo_jax.ablation.study import Ablation, carry_out, differences, ends, open_ablation
 from grpo_jax.lifeline import Diverged, Preempted, RunStopped
 from grpo_jax.objectives import dr_grpo
 from tests.system.small_run import PLAIN
@@ -30,6 +30,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> tuple[Ran, Callable[[str, int, BaseE
         folder.mkdir(parents=True, exist_ok=True)
         if key in wrong:
             raise wrong.pop(key)
+        assert how["rollouts"] is None
         assert folder.name == f"seed-{experiment.seed}" and how["warm_starts"] == folder.parent.parent / "warm_starts"
         assert how["origin"].assignments == ("train.steps=6", f"seed={experiment.seed}")
         (folder / "summary.json").write_text("{}")
@@ -101,7 +102,7 @@ def test_every_kind_of_difference_has_a_line_and_additions_have_none():
     (order,) = differences(plan, dataclasses.replace(TWO, variants={"b": OTHER, "a": PLAIN}).plan())
     assert order == "  variants: the folder has a, b; this command b, a"
     (shared,) = differences(plan, dataclasses.replace(TWO, rollouts=Path("r")).plan())
-    assert shared == "  rollouts: the folder has own ones; this command shared ones"
+    assert shared == "  rollouts: the folder has each its own; this command r"
     changed = TWO.plan()
     changed["variants"]["a"] |= {"source_digest": "x", "data_digest": "y"}
     assert differences(plan, changed) == [
@@ -146,11 +147,8 @@ def test_names_that_name_no_folder_and_seeds_that_repeat_are_refused(change: dic
         dataclasses.replace(TWO, **change)
 
 
-def test_a_run_knows_how_it_is_made_again_and_a_seed_has_its_own_rollouts():
-    shared = dataclasses.replace(TWO, rollouts=Path("/tmp/r.npz"))
-    run = list(shared.runs())[3]
-    origin = shared.origin(run)
+def test_a_run_knows_how_it_is_made_again():
+    origin = TWO.origin(list(TWO.runs())[3])
     assert (origin.file, origin.variant, origin.assignments) == ("file.py", "b", ("train.steps=6", "seed=1"))
-    assert rollouts_of(shared, 1) == Path("/tmp/r-seed-1.npz") and rollouts_of(TWO, 1) is None
     itself = dataclasses.replace(TWO, variants={"EXPERIMENT": PLAIN})
     assert itself.origin(next(itself.runs())).variant is None

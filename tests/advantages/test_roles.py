@@ -45,21 +45,26 @@ def test_row_by_row_equals_a_loop_in_float64(rows, doubled, compiled):
 
 
 def test_a_step_hands_its_baselines_to_the_next():
-    collected, labels = tiny_collected(), tiny_labels()
-    strategy = partial(a.role_baseline, decay=0.5)
+    collected, labels = tiny_collected(labels=("category", "role")), tiny_labels()
+    strategy = partial(a.role_baseline, roles=8, decay=0.5)
     memory = {**a.initial_memory(strategy), "kept": jnp.ones(())}
     first, memory = strategy(collected, labels, memory)
     second, later = strategy(collected, labels, memory)
     assert set(later) == {"kept", "role_baseline"}
-    moved = np.asarray(first - second)[np.asarray(first) != 0]
-    found = {round(float(x), 4) for x in moved}
-    assert found == {round(float(x), 4) for x in memory["role_baseline"]}
+    # Roles of the prompts: 7, 3, 7, none, 5, 3. Prompts 0 and 2 play role 7: 0.1, 2.0, 0.4, 1.0 and -0.5, mean 0.6;
+    # prompt 1 plays role 3: 0.75, -3.0 and 0.25, mean -2 / 3. The baselines of step 2 are half of these.
+    prompt, mask = np.asarray(collected.rollouts.prompt), np.asarray(collected.rollouts.mask)
+    moved = np.select([np.isin(prompt, (0, 2)), prompt == 1], [0.3, -1 / 3], 0.0)
+    moved[[6, 7]] = 0.0  # not scored; in no group
+    np.testing.assert_allclose(first - second, np.where(mask, moved[:, None], 0.0), atol=1e-6)
+    np.testing.assert_allclose(memory["role_baseline"], [0, 0, 0, -1 / 3, 0, 0, 0, 0.3], atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [0.95, 0.5])
 def test_moving_row_by_row_goes_by_draws_and_samples_and_obeys_the_laws(decay: float):
-    strategy = partial(a.role_baseline, update="row", decay=decay)
-    check_advantage(strategy, local=False, ties=False, shifts=False, memory=a.initial_memory(strategy))
+    strategy = partial(a.role_baseline, update="row", roles=8, decay=decay)
+    given = {"memory": a.initial_memory(strategy), "labels": ("role",)}
+    check_advantage(strategy, local=False, ties=False, shifts=False, **given)
 
 
 def test_a_role_that_does_not_exist_counts_nowhere():
@@ -69,7 +74,7 @@ def test_a_role_that_does_not_exist_counts_nowhere():
 
 
 def test_a_missing_label_or_memory_is_refused_with_what_to_do():
-    collected, labels = tiny_collected(), tiny_labels()
+    collected, labels = tiny_collected(labels=("category", "role")), tiny_labels()
     with pytest.raises(ValueError, match=r"role_baseline\.name: got 'seat', allowed category, role"):
         a.role_baseline(collected, labels, a.role_memory(), name="seat")
     with pytest.raises(ValueError, match=r"got nothing, allowed f32\[2\]: begin a run with advantages\.initial_memory"):

@@ -29,14 +29,14 @@ def texts(task: Mixture, prompts) -> list[str]:
 
 def test_every_draw_is_the_draw_of_that_number_of_one_part():
     prompts = TASK.draw(3, DRAWS)
-    found = texts(TASK, prompts)
+    found, answers, known = texts(TASK, prompts), TASK.answers(prompts), TASK.metadata(prompts)
     for name, part in PARTS.items():
         own = part.draw(3, DRAWS)
+        right, metadata = part.answers(own), part.metadata(own)
         mine = np.flatnonzero(prompts.label["category"] == NAMES.index(name))
         assert [found[k] for k in mine] == [part.prompt_text(own, k) for k in mine]
-        assert [TASK.answers(prompts)[k] for k in mine] == [part.answers(own)[k] for k in mine]
-        expected = [{**part.metadata(own)[k], "category": name} for k in mine]
-        assert [TASK.metadata(prompts)[k] for k in mine] == expected
+        assert [answers[k] for k in mine] == [right[k] for k in mine]
+        assert [known[k] for k in mine] == [{**metadata[k], "category": name} for k in mine]
     assert prompts.draw.tolist() == DRAWS.tolist() and prompts.row.dtype == prompts.label["category"].dtype == np.int32
     assert prompts.tokens.shape == (600, TASK.prompt_width) and TASK.prompt_width == 15  # seven numbers
 

@@ -13,7 +13,6 @@ from grpo_jax.display.frame import (
     cropped,
     duration,
     held_out,
-    peak_memory,
     reward_of,
     seconds_left,
     sparkline,
@@ -60,11 +59,11 @@ def row(completion: str, reward: float, **changes: Any) -> dict[str, Any]:
 def view(**changes: Any) -> View:
     """Two steps of 4 seconds each, the second evaluated."""
     seen = View(PLAN)
-    seconds = {"step": 4.0, "rollout": 2.5, "update": 1.5}
+    seconds = {"rollout": 2.5, "update": 1.5, "evaluation": 6.0}
     seen.see({"phase": "grpo", "step": 1}, {**RECORD, "reward/mean": 0.1}, seconds, 100.0)
     seen.see({"phase": "grpo", "step": 2}, {**RECORD, **EVALUATION}, seconds, 104.0)
     seen.rows = [row("2", 1.2), row("3", 0.0, stopped=False)]
-    seen.memory = 1.5 * 2**30
+    seen.memory = (1.5 * 2**30, "process")
     for name, value in changes.items():
         setattr(seen, name, value)
     return seen
@@ -93,10 +92,10 @@ def test_the_numbers_of_a_record_are_in_the_picture():
         "rewards: error": "12",
         "tokens a second": "512",  # 256 rows of 8 tokens in 4 seconds
         "seconds a step": "4.00",
-        "memory, peak": "1.50 GiB",
+        "memory, peak": "1.50 GiB process",
     }
     assert [words for words in said.values() if words not in text] == []
-    assert "rollout 2.50 s  update 1.50 s" in text
+    assert "rollout 2.50 s (62 %)  update 1.50 s (38 %)  evaluation 6.00 s" in text  # 2.5 and 1.5 of 4 seconds
     assert "▁█ 0.100 to 0.527" in text
     assert "✓ 1.20  1+1=\n  2\n✗ 0.00 (cut off)  1+1=\n  3\n" in text
 
@@ -115,7 +114,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_lost(width: int):
 def test_a_warm_start_may_end_before_its_last_step():
     seen = View(PLAN)
     for step, now in ((100, 10.0), (200, 15.0)):
-        seen.see({"phase": "warm_start", "step": step}, {"loss": 1.25, "entropy": 1.0}, {"step": 5.0}, now)
+        seen.see({"phase": "warm_start", "step": step}, {"loss": 1.25, "entropy": 1.0}, {"update": 5.0}, now)
     text = rendered(frame(seen, 80), width=80)
     assert "warm start 200 of at most 2600  at most 2:00 left" in text  # 2400 steps, 100 in 5 seconds
     assert "1.25" in text and "tokens" not in text
@@ -200,5 +199,21 @@ def test_held_out_sets_are_found_by_the_name_of_their_accuracy():
     assert held_out({"accuracy/a": 1, "accuracy/a/low": 0, "greedy/a": 1, "reward/accuracy": 1, "accuracy": 1}) == ["a"]
 
 
-def test_the_memory_is_that_of_this_process():
-    assert 10 * 2**20 < peak_memory() < 2**40
+def test_categories_are_rows_and_have_no_curves():
+    sets = {"accuracy/heldout": 0.5, "accuracy/heldout/low": 0.4, "accuracy/heldout/high": 0.6}
+    kinds = {"accuracy/heldout[two steps]": 0.25, "accuracy/heldout[\x1b[2J]": 0.75}
+    seen = view()
+    seen.see({"phase": "grpo", "step": 3}, {**RECORD, **sets, **kinds}, {}, 108.0)
+    said = dict(cells(seen))
+    assert said["accuracy heldout"] == "50.0 % (40.0 to 60.0)" and said["[two steps] of heldout"] == "25.0 %"
+    assert [name for name in seen.curves if "[" in name] == []
+    text = rendered(frame(seen, 80), width=80)
+    assert "[two steps] of h" in text and "75.0 %" in text and "\x1b" not in text
+
+
+def test_a_record_of_many_steps_counts_seconds_and_tokens_of_one():
+    seen = View(PLAN)
+    for step in (100, 200):
+        seen.see({"phase": "warm_start", "step": step}, {"loss": 1.25}, {"update": 50.0}, float(step))
+    assert dict(cells(seen))["seconds a step"] == "0.50"  # 50 seconds for 100 steps
+    assert "update 0.50 s (100 %)" in rendered(frame(seen, 80), width=80)

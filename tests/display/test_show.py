@@ -57,7 +57,7 @@ class Broken(SilentDisplay):
 def tell(display: Any) -> None:
     """All that a run tells."""
     display.message("continuing")
-    display.step(AT, {**RECORD, **EVALUATION}, seconds={"step": 0.5})
+    display.step(AT, {**RECORD, **EVALUATION}, seconds={"rollout": 0.5})
     display.completions(ROWS)
     display.alert("97 % of completions reach the length limit")
     display.close()
@@ -67,7 +67,8 @@ def tell(display: Any) -> None:
 def live(stream: io.StringIO, times: list[float], width: int = 80) -> LiveDisplay:
     console = Console(file=stream, force_terminal=True, width=width, height=50, color_system=None, legacy_windows=False)
     ticks = iter(times)
-    return LiveDisplay(console, Plan("sums", {"grpo": 100}), clock=lambda: next(ticks), memory=lambda: 2.0**30)
+    plan, memory = Plan("sums", {"grpo": 100}), (2.0**30, "device")
+    return LiveDisplay(console, plan, clock=lambda: next(ticks), memory=lambda: memory)
 
 
 def test_plain_lines_are_one_a_step():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax import models, objectives
+from grpo_jax import models
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import RULES, make_mesh, place, place_rows, replicate
 from grpo_jax.train import place_state

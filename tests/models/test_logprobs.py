@@ -10,6 +10,7 @@ import pytest
 
 from grpo_jax import models
 from grpo_jax.models import ModelConfig
+from grpo_jax.models.logprobs import token_statistics
 from grpo_jax.types import Prompts, Rollouts
 
 P, G, S, T, V = 3, 4, 5, 6, 11
@@ -73,8 +74,8 @@ def take(rollouts, rows):
     return Rollouts(prompts=rollouts.prompts, **{name: x[jnp.asarray(rows)] for name, x in rest.items()})
 
 
-def plain(params, config, rollouts, temperature):
-    """logp, entropy and sum of squares f32[N, T] by `forward` on prompt + completion, one full softmax."""
+def plain_logp(params, config, rollouts, temperature):
+    """Log-probabilities f32[N, T, V] by `forward` on prompt + completion, one full softmax."""
     prompts, rows = rollouts.prompts, rollouts.prompt
     start = prompts.length[rows][:, None]
     column = jnp.arange(prompts.tokens.shape[1] + rollouts.tokens.shape[1])[None]
@@ -84,7 +85,12 @@ def plain(params, config, rollouts, temperature):
     tokens = jnp.where(column < start, question, text)
     logp = jax.nn.log_softmax(models.forward(params, config, tokens, valid) / temperature, axis=-1)
     at = start - 1 + jnp.arange(rollouts.tokens.shape[1])[None]
-    logp = jnp.take_along_axis(logp, at[:, :, None], axis=1)
+    return jnp.take_along_axis(logp, at[:, :, None], axis=1)
+
+
+def plain(params, config, rollouts, temperature):
+    """logp, entropy and sum of squares f32[N, T] of the tokens of the rows."""
+    logp = plain_logp(params, config, rollouts, temperature)
     chosen = jnp.take_along_axis(logp, jnp.clip(rollouts.tokens, 0, V - 1)[:, :, None], axis=2)[:, :, 0]
     stats = {
         "logp": chosen,
@@ -275,11 +281,54 @@ def test_logits_of_all_tokens_never_exist_forward_or_backward():
     assert largest(7) == 16 * 1009  # the embedding and the output matrix themselves
 
 
+def test_statistics_of_logits_by_hand():
+    """p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2)."""
+    p, q = jnp.log(jnp.asarray([2.0, 1.0, 1.0])), jnp.log(jnp.asarray([1.0, 1.0, 2.0])) + 5.0
+    want = ("entropy", "kl_full", "sum_pi_squared")
+    got = token_statistics(p, jnp.asarray(1), want=want, reference=q)
+    log2 = np.log(2.0)
+    expected = {"logp": -2 * log2, "entropy": 1.5 * log2, "kl_full": log2 / 2 - log2 / 4, "sum_pi_squared": 3 / 8}
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+    assert token_statistics(p, jnp.asarray(0), temperature=1e6)["logp"] == pytest.approx(-np.log(3.0), rel=1e-4)
+
+
+def test_the_exact_divergence_is_that_of_two_full_softmaxes_in_chunks_too(params):
+    """Value and gradient: the derivative of sum p (log p - log q) goes through p alone."""
+    rollouts = rollouts_of()
+    reference = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    weight = jnp.sin(jnp.arange(rollouts.tokens.size, dtype=jnp.float32)).reshape(rollouts.tokens.shape)
+
+    def chunked(params, reference, chunk=None):
+        ask = functools.partial(models.logprobs, temperature=0.7, want=("kl_full",), chunk=chunk)
+        found = ask(params, BASE, rollouts, reference=reference).kl_full
+        assert found is not None
+        return jnp.sum(weight * found)
+
+    def whole(params, reference):
+        return jnp.sum(weight * plain_divergence(params, reference, rollouts, 0.7))
+
+    both = jax.jit(jax.value_and_grad(functools.partial(chunked, chunk=7), argnums=(0, 1)))(params, reference)
+    expected = jax.jit(jax.value_and_grad(whole))(params, reference)
+    close((both[0], both[1][0]), expected, 2e-4)
+    assert not any(np.any(x) for x in jax.tree.leaves(both[1][1]))
+    assert float(jax.jit(chunked)(params, params)) == pytest.approx(0.0, abs=1e-5)
+
+
+def plain_divergence(params, reference, rollouts, temperature):
+    """sum p (log p - log q) f32[N, T], from two full softmaxes of `plain_logp`."""
+    p, q = (plain_logp(each, BASE, rollouts, temperature) for each in (params, reference))
+    return jnp.where(rollouts.mask, jnp.sum(jnp.exp(p) * (p - q), axis=2), 0)
+
+
 def test_what_it_cannot_do_is_refused(params):
     rollouts = rollouts_of()
     ask = functools.partial(models.logprobs, params, BASE, rollouts)
-    with pytest.raises(ValueError, match=r"want has value, .* allowed are entropy, hidden, sum_pi_squared"):
+    with pytest.raises(ValueError, match=r"want has value, .* allowed are entropy, hidden, kl_full, sum_pi_squared"):
         ask(temperature=1.0, want=("value",))
+    with pytest.raises(ValueError, match="want has kl_full but reference is None"):
+        ask(temperature=1.0, want=("kl_full",))
     with pytest.raises(ValueError, match="temperature is 0"):
         ask(temperature=0)
     with pytest.raises(ValueError, match="chunk is 0"):

@@ -17,10 +17,11 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import async_path
 
-from grpo_jax import cli, finish, heldout, imitation, journal, loop, warm_starts
+from grpo_jax import cli, heldout, journal, loop
 from grpo_jax.checkpoint import Checkpoints
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import Journal
+from grpo_jax.loop import course, finish, imitation, recorded, warm_starts
 
 heldout.CHUNK = 16
 
@@ -53,19 +54,20 @@ PLACES: dict[str, tuple[Any, str]] = {
     "saving": (ocp.CheckpointManager, "save"),
     "commit": (async_path, "rename"),
     "saved": (Checkpoints, "wait"),
-    "begin": (loop, "begin"),
-    "reference": (loop, "Phases"),
+    "begin": (course, "begin"),
+    "reference": (course, "Phases"),
     "rewind": (Journal, "rewind"),
     "sync": (journal, "_sync_folder"),
-    "summary": (loop, "summarise"),
+    "summary": (course, "summarise"),
     "figure": (finish.report, "figure"),
     "term": (Journal, "write"),
     "taken": (warm_starts.Session, "save"),
     "leaving": (warm_starts, "_fill"),
     "filling": (warm_starts, "_digest"),
+    "recorded": (recorded.Tape, "keep"),
 }
 """Name of a fault -> the function whose call it replaces."""
-AFTER = {"saving", "leaving"}
+AFTER = {"saving", "leaving", "recorded"}
 """Faults that come when the function has done its work."""
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from grpo_jax.data import Chain
-from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
+from grpo_jax.experiment import Evaluation, Experiment, Saving, Scoring, Train, WarmStart
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import grpo
 from grpo_jax.rewards.tokens import combine
@@ -62,6 +62,7 @@ PLAIN = Experiment(
     ),
     evaluation=Evaluation(every=2, prompts=8, full_prompts=16, samples=2, show=2),
     saving=Saving(every=2, warm_every=2),
+    scoring=Scoring(workers=2, canary=False),  # what is called accuracy here is not that of the answer
 )
 
 EXPERIMENT = PLAIN

@@ -454,12 +454,12 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_again(again: Path, ca
 # Processes
 
 
-def process(*arguments: str, shell: str = '"$@"', **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, started by a line of `shell`."""
+def process(*arguments: str, wrapped: str = '"$@"', **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, started by a line of `wrapped`."""
     command = [sys.executable, "-m", "grpo_jax", *arguments]
     paths = {"PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
-        ["bash", "-c", shell, "bash", *command],
+        ["bash", "-c", wrapped, "bash", *command],
         env={**os.environ, **paths, **environment},
         capture_output=True,
         text=True,
@@ -479,7 +479,7 @@ def test_devices_that_are_not_there(platform: str, home: Path):
 
 
 @pytest.mark.parametrize(
-    ("shell", "code", "error"),
+    ("wrapped", "code", "error"),
     [
         ('"$@" | head -1 > /dev/null; exit ${PIPESTATUS[0]}', 0, ""),
         ('"$@" >&-', 0, ""),
@@ -488,8 +488,8 @@ def test_devices_that_are_not_there(platform: str, home: Path):
         ('"$@" > /dev/full', 5, "error: standard output: No space left on device; allowed is a file"),
     ],
 )
-def test_readers_that_left(shell: str, code: int, error: str, again: Path):
-    done = process("show", "run", "--samples", "best", shell=shell)
+def test_readers_that_left(wrapped: str, code: int, error: str, again: Path):
+    done = process("show", "run", "--samples", "best", wrapped=wrapped)
     assert done.returncode == code and done.stderr.startswith(error) and bool(done.stderr) == bool(error), done.stderr
 
 
@@ -535,7 +535,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(home: Path, trained: Path):
     flags = [*train(*sizes.split(" ")), "--run-dir"]
     whole = process(*flags, "whole")
     assert whole.returncode == 0, whole.stderr
-    full = process(*flags, "full", shell='ulimit -f 300; exec "$@"')
+    full = process(*flags, "full", wrapped='ulimit -f 300; exec "$@"')
     assert full.returncode == 5 and "Traceback" not in full.stderr, full.stderr
     assert len(re.findall(r"^stopped: .*cannot be written|could not be saved", full.stderr, re.M)) == 1, full.stderr
     assert len(full.stderr) < 2000 and "then run the same command again" in full.stderr

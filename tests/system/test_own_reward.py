@@ -35,7 +35,7 @@ SETTINGS = (
     "model.width=16 model.layers=1 model.heads=1 model.kv_heads=1 model.head_width=16 model.hidden=32"
     " model.positions=28 data.prompt_width=16 data.completion_width=12 sampling.max_tokens=12 data.heldout_share=0.25"
     " warm_start=None train.steps=2 train.prompts=4 train.group_size=4 evaluation.prompts=4 evaluation.full_prompts=4"
-    " evaluation.samples=1 scoring.workers=2 scoring.timeout_s=0.3 scoring.failure_share=0.9"
+    " evaluation.samples=1 scoring.workers=2 scoring.timeout_s=0.3 scoring.failure_share=0.9 scoring.canary=False"
 ).split()
 
 

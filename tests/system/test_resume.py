@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ KILLED, DONE, PREEMPTED = -9, 0, 75
 HERE = Path(__file__).parent
 VARYING = {"seconds", "cpu_seconds", "traces"}
 
+NOTHING: Mapping[str, Path] = {}
 Fault = tuple[str, int]
 """Name of a fault of the driver, and at which call it comes; ``("damage", 0)`` spoils the newest checkpoint."""
 
@@ -65,23 +66,36 @@ LONG: Sequence[Fault] = [
 
 
 def attempt(
-    folder: Path, variant: str, fault: str = "none", count: int = 0, *, steps: int = 6
+    folder: Path,
+    variant: str,
+    fault: str = "none",
+    count: int = 0,
+    *,
+    steps: int = 6,
+    keywords: Mapping[str, Path] = NOTHING,
 ) -> subprocess.CompletedProcess[str]:
     """One process of a run, to its end."""
-    with started(folder, variant, fault, count, steps=steps) as process:
+    with started(folder, variant, fault, count, steps=steps, keywords=keywords) as process:
         output, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def started(
-    folder: Path, variant: str, fault: str = "none", count: int = 0, *, steps: int = 6
+    folder: Path,
+    variant: str,
+    fault: str = "none",
+    count: int = 0,
+    *,
+    steps: int = 6,
+    keywords: Mapping[str, Path] = NOTHING,
 ) -> subprocess.Popen[str]:
-    """One process of a run."""
+    """One process of a run; `keywords` are those of `grpo_jax.run`."""
     devices = 8 if variant == "mesh" else 1
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(HERE.parent.parent),
+        "RUN_KEYWORDS": json.dumps({name: str(path) for name, path in keywords.items()}),
     }
     arguments = ["train", str(HERE / "small_run.py"), "--variant", variant, "--run-dir", str(folder)]
     arguments += ["--set", f"train.steps={steps}"]
@@ -117,7 +131,7 @@ def damage(folder: Path) -> None:
 
 
 def interrupted(
-    folder: Path, variant: str, faults: Sequence[Fault], *, steps: int = 6
+    folder: Path, variant: str, faults: Sequence[Fault], *, steps: int = 6, keywords: Mapping[str, Path] = NOTHING
 ) -> list[subprocess.CompletedProcess[str]]:
     """The processes of a run with these faults, one after the other, and a last one without."""
     processes = []
@@ -125,10 +139,10 @@ def interrupted(
         if fault == "damage":
             damage(folder)
             continue
-        process = attempt(folder, variant, fault, count, steps=steps)
+        process = attempt(folder, variant, fault, count, steps=steps, keywords=keywords)
         assert process.returncode == (PREEMPTED if fault == "term" else KILLED), (fault, count, process.stderr)
         processes.append(process)
-    last = attempt(folder, variant, steps=steps)
+    last = attempt(folder, variant, steps=steps, keywords=keywords)
     assert last.returncode == DONE, last.stderr
     return [*processes, last]
 
@@ -192,6 +206,38 @@ def test_every_kind_of_run_survives_every_kind_of_kill(variant: str, tmp_path: P
     interrupted(tmp_path / "a", variant, faults, steps=16)
     assert attempt(tmp_path / "b", variant, steps=16).returncode == DONE
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+
+
+SHARED: Sequence[Fault] = [
+    ("filling", 1),
+    ("leaving", 0),
+    ("recorded", 2),
+    ("evaluation", 1),
+    ("recorded", 0),
+    ("commit", 1),
+    ("torn", 40),
+    ("term", 50),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["plain", "text"])
+def test_a_killed_run_with_a_shared_warm_start_and_recorded_rollouts_is_the_uninterrupted_one(
+    variant: str, tmp_path: Path
+):
+    # Rewards on text are those of the user's own file here, so they run in workers, and steps in chunks.
+    one, two = ({"warm_starts": tmp_path / n / "warm", "rollouts": tmp_path / n / "rollouts"} for n in ("a", "b"))
+    interrupted(tmp_path / "a" / "run", variant, SHARED, keywords=one)
+    assert attempt(tmp_path / "b" / "run", variant, keywords=two).returncode == DONE
+    whole = outcome(tmp_path / "b" / "run")
+    assert outcome(tmp_path / "a" / "run") == whole
+    assert one["rollouts"].read_bytes() == two["rollouts"].read_bytes()
+    assert [p.name for p in one["warm_starts"].iterdir()] == [p.name for p in two["warm_starts"].iterdir()]
+    three = {"warm_starts": one["warm_starts"], "rollouts": tmp_path / "c" / "rollouts"}
+    interrupted(tmp_path / "c" / "run", variant, [("taken", 0), ("commit", 0), ("recorded", 1)], keywords=three)
+    assert outcome(tmp_path / "c" / "run") == whole
+    taken = [row for row in lines(tmp_path / "c" / "run" / "timing.jsonl") if "taken_from" in row]
+    assert {row["phase"] for row in taken} == {"warm_start"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ Memory = Mapping[str, Array]
 
 @pytest.mark.parametrize("name", GROUPINGS)
 def test_the_groupings_of_the_library_obey_the_laws(name: str):
-    check_grouping(GROUPINGS[name])
+    check_grouping(GROUPINGS[name], labels=("category",))
 
 
 def every_other_prompt(collected: Collected, memory: Memory) -> tuple[Array, Memory]:

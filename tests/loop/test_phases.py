@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import compiled, phases
+from grpo_jax import compiled
 from grpo_jax.experiment import Experiment, step_settings
+from grpo_jax.loop import phases
+from grpo_jax.loop.phases import Phases, Scored, Stopwatch
+from grpo_jax.loop.setup import judge, problems, workers
 from grpo_jax.objectives import dr_grpo
-from grpo_jax.phases import Phases, Scored, Stopwatch, peak_memory
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.rewards.pool import Pool
-from grpo_jax.setup import judge, problems, workers
 from grpo_jax.train import init_state
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 
@@ -35,22 +36,6 @@ def test_a_stopwatch_accounts_for_every_second():
     assert clock.lap() == {"a": 1.0 + 0.5, "b": 2.0}
     clock.mark("b")
     assert clock.lap() == {"b": 6.5} and clock.lap() == {}
-
-
-def test_memory_is_that_of_the_device_where_it_says_so(monkeypatch: pytest.MonkeyPatch):
-    found, of = peak_memory()
-    assert of == "process" and 1e7 < found < 1e12
-
-    class Device:
-        def __init__(self, stats: dict[str, int] | None) -> None:
-            self.stats = stats
-
-        def memory_stats(self) -> dict[str, int] | None:
-            return self.stats
-
-    devices = [Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7}), Device(None)]
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert peak_memory() == (7.0, "device")
 
 
 def ready(experiment: Experiment, pool: Pool | None = None, chunks: int = 1) -> Phases:

@@ -25,7 +25,7 @@ from grpo_jax.checkpoint.digests import sha256
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.journal import Journal
 from grpo_jax.lifeline import DataError, Exit, RunStopped
-from grpo_jax.phases import Scored
+from grpo_jax.loop.phases import Scored
 from grpo_jax.rewards.text import Score, Scores
 from grpo_jax.train import host
 from grpo_jax.types import Prompts, Reward, Rollouts

@@ -5,8 +5,6 @@ not need. What the clock reads are the moments at which promises were kept, seen
 measuring delays nothing.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,19 +54,6 @@ def begun() -> tuple[float, float]:
     The first run of a process pays for all of it, imports included; one that follows begins now.
     """
     return _UNCLAIMED.pop() if _UNCLAIMED else (time.monotonic(), time.process_time())
-
-
-def peak_memory() -> tuple[float, str]:
-    """Most bytes that were in use at a time, and of what: "device" (the fullest one), where the backend says so.
-
-    Else "process": the main memory of this process.
-    """
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
-    if peaks:
-        return float(max(peaks)), "device"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024), "process"
 
 
 @dataclass(frozen=True)

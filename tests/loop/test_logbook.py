@@ -1,6 +1,6 @@
 """What a step leaves behind beside its numbers, and what is not held against one that was replayed."""
 
-from grpo_jax.logbook import _judged
+from grpo_jax.loop.logbook import _judged
 
 
 def test_the_gap_of_a_replayed_step_is_shown_to_no_alert():

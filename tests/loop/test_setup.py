@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from grpo_jax.experiment import Evaluation, Scoring, Train
-from grpo_jax.setup import chunks, judge, plan, problems, workers
+from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from tests.rewards import odd
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 
@@ -19,7 +19,7 @@ def test_rewards_of_the_library_need_no_workers_and_own_ones_get_them():
     with workers(dataclasses.replace(PLAIN, text_rewards=DATA.text_rewards())) as pool:
         assert pool is None
     with workers(dataclasses.replace(PLAIN, text_rewards={"own": (odd.length, 1.0)}, warm_start=None)) as pool:
-        assert pool is not None
+        assert pool is not None and pool.workers == 2
 
 
 def test_a_judge_knows_the_held_out_problems():
@@ -48,3 +48,12 @@ def test_a_step_is_sampled_in_chunks_where_workers_score():
 def test_chunks_that_do_not_divide_are_refused_with_those_that_do(asked: int, near: str):
     with pytest.raises(ValueError, match=f"scoring.chunks: got {asked}, .* the nearest valid numbers are {near}:"):
         dataclasses.replace(VARIANTS["text"], scoring=Scoring(chunks=asked))
+
+
+def test_there_are_workers_enough_to_wait_side_by_side(monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    monkeypatch.setattr("grpo_jax.loop.setup.Pool", lambda rewards, *, workers, **_: seen.append(workers))
+    for cores, asked in ((2, None), (64, None), (64, 3)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        workers(dataclasses.replace(VARIANTS["text"], scoring=Scoring(workers=asked)))
+    assert seen == [8, 64, 3]

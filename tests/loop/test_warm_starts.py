@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 import grpo_jax
-from grpo_jax import heldout, warm_starts
+from grpo_jax import heldout
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Scoring, Train
 from grpo_jax.journal import read
+from grpo_jax.loop import warm_starts
+from grpo_jax.loop.warm_starts import Entry, deciding
 from grpo_jax.objectives import dr_grpo, grpo
 from grpo_jax.rewards.tokens import combine
 from grpo_jax.updates import Optimizer
-from grpo_jax.warm_starts import Entry, deciding
 from tests.system.small_run import DATA, PLAIN, VARIANTS, digits, right
 from tests.system.small_text import always
 

@@ -15,13 +15,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 import grpo_jax
-from grpo_jax import heldout, lifeline, logbook, loop, phases
+from grpo_jax import heldout, lifeline
 from grpo_jax.checkpoint import Checkpoints, abstract, state_digest
 from grpo_jax.compiled import compiled, traces
 from grpo_jax.experiment import Experiment, Saving, Train, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.journal import read
-from grpo_jax.phases import PHASES
+from grpo_jax.loop import course, logbook, phases
+from grpo_jax.loop.phases import PHASES
 from grpo_jax.train import Stream, init_state, learn_rows, sample_rows, score_rows, start, stream, supervised_step
 from grpo_jax.types import Params, Rollouts, TrainState
 from tests.system.small_run import PLAIN, VARIANTS
@@ -380,10 +381,33 @@ def test_a_termination_signal_ends_the_run_behind_its_step(monkeypatch: pytest.M
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(loop, "Signals", Requested)
+    monkeypatch.setattr(course, "Signals", Requested)
     folder = tmp_path / "run"
     with pytest.raises(lifeline.Preempted, match="run the same command again") as stop:
         grpo_jax.run(VARIANTS["cold"], folder)
     assert stop.value.code == 75
     assert [row["step"] for row in metrics_of(folder)] == [0, 1]
     assert (folder / "checkpoints" / "1").is_dir()
+
+
+def test_the_state_before_training_may_be_the_best_and_a_run_goes_on_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # As many problems are scored before as after, and of equal ones the earlier is better.
+    saving = Saving(every=10, keep=1, best="n/heldout")
+    small = dataclasses.replace(VARIANTS["cold"], saving=saving, train=dataclasses.replace(PLAIN.train, steps=2))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    grpo_jax.run(small, run_dir=whole)
+
+    def dies(*_: object, **__: object) -> None:
+        raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.Phases, "rollout", dies)
+        with pytest.raises(RuntimeError, match="gone"):
+            grpo_jax.run(small, run_dir=parts)
+    grpo_jax.run(small, run_dir=parts)
+    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert [row["step"] for row in read(parts / "metrics.jsonl")] == [0, 1, 2]
+    for folder in (whole, parts):
+        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["0", "2"]

@@ -1,26 +1,31 @@
 """What a run is set up from: held-out problems, what judges with them, processes that score, what a display is told."""
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
+from jax.sharding import Mesh
 
 from grpo_jax import heldout
 from grpo_jax.data import assert_disjoint
 from grpo_jax.display import Plan
-from grpo_jax.experiment import Experiment, fitting_chunks
+from grpo_jax.experiment import Experiment, fitting_chunks, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.sharding import make_mesh
-from grpo_jax.types import Prompts
+from grpo_jax.train import init_state, place_state, start
+from grpo_jax.types import Prompts, TrainState
 
 CHECKED = 1 << 17
 """Draws that are compared with the held-out problems one by one; for later ones their class says that they differ."""
 
 CHUNKS = 4
 """Pieces that a step is sampled in where rewards are the user's own, as far as the number of prompts allows."""
+WAITING = 8
+"""Worker processes on a machine of fewer cores: rewards that wait for something wait side by side."""
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -53,7 +58,8 @@ def workers(experiment: Experiment) -> AbstractContextManager[Pool | None]:
     scoring, rewards = experiment.scoring, experiment.text_rewards
     if not own_rewards(experiment):
         return nullcontext()
-    return Pool(rewards, workers=scoring.workers, timeout_s=scoring.timeout_s, memory_mb=scoring.memory_mb)
+    count = scoring.workers or max(os.cpu_count() or 1, WAITING)
+    return Pool(rewards, workers=count, timeout_s=scoring.timeout_s, memory_mb=scoring.memory_mb)
 
 
 def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) -> Judge:
@@ -88,3 +94,14 @@ def problems(experiment: Experiment) -> Prompts:
     further = {name: given for name, (_, given) in judging.further.items()}
     assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws, further=further)
     return prompts
+
+
+def first_states(experiment: Experiment, mesh: Mesh | None) -> tuple[TrainState, TrainState]:
+    """The state that the run begins with, and one of GRPO: they differ where the warm start has its own optimiser.
+
+    A checkpoint holds one of the two kinds.
+    """
+    warm, gradient = experiment.warm_start, step_settings(experiment).gradient
+    begun = init_state(experiment.seed, warm_settings(experiment, warm) if warm else gradient)
+    first = place_state(begun, experiment.model, mesh)
+    return first, place_state(start(first.params, gradient), experiment.model, mesh)

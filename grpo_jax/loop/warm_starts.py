@@ -19,10 +19,11 @@ from grpo_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from grpo_jax.checkpoint.digests import sha256
 from grpo_jax.experiment import Experiment, data_digest, settings
 from grpo_jax.folder import Position, versions
-from grpo_jax.imitation import imitate
 from grpo_jax.journal import read, sole_writer
 from grpo_jax.lifeline import RunStopped, say
-from grpo_jax.session import Session
+from grpo_jax.loop.imitation import imitate
+from grpo_jax.loop.session import Session
+from grpo_jax.loop.setup import first_states
 from grpo_jax.types import TrainState
 
 JOURNALS = ("metrics.jsonl", "samples.jsonl")
@@ -98,7 +99,7 @@ def _take(entry: Entry, session: Session) -> Warmed | None:
     try:
         kept = entry.checkpoints()
         try:
-            restored = kept.restore(abstract(session.fresh()))
+            restored = kept.restore(abstract(first_states(session.experiment, session.mesh)[0]))
         finally:
             kept.close()
         lines = {name: (entry.path / name).read_bytes() for name in JOURNALS}

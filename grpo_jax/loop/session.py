@@ -7,13 +7,13 @@ import numpy as np
 
 from grpo_jax import heldout
 from grpo_jax.checkpoint import abstract, ranked
-from grpo_jax.experiment import Experiment, step_settings, warm_settings
+from grpo_jax.experiment import Experiment, step_settings
 from grpo_jax.folder import Position, RunFolder
 from grpo_jax.heldout import Judge
 from grpo_jax.lifeline import Preempted, Signals
-from grpo_jax.logbook import Logbook
+from grpo_jax.loop.logbook import Logbook
+from grpo_jax.loop.setup import first_states
 from grpo_jax.samples import heldout_records
-from grpo_jax.train import init_state, place_state, start
 from grpo_jax.types import TrainState
 
 
@@ -28,17 +28,9 @@ class Session:
         self.settings = step_settings(experiment)
         self.seed = np.int32(experiment.seed)
 
-    def fresh(self) -> TrainState:
-        """The state that the first phase of the run begins with."""
-        warm = self.experiment.warm_start
-        first = warm_settings(self.experiment, warm) if warm else self.settings.gradient
-        return place_state(init_state(int(self.seed), first), self.experiment.model, self.mesh)
-
     def restore(self) -> tuple[TrainState, Position, dict[str, Any]]:
         """The state to go on from, where that is, and the notes kept with it."""
-        fresh = self.fresh()
-        # GRPO may have another optimiser than the warm start: the checkpoint says which of the two it holds.
-        later = place_state(start(fresh.params, self.settings.gradient), self.experiment.model, self.mesh)
+        fresh, later = first_states(self.experiment, self.mesh)
         restored = self.folder.restore(abstract(fresh), abstract(later))
         if restored is None:
             return fresh, Position(0 if self.experiment.warm_start else 1, 0), {"warm_steps": 0}

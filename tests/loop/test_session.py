@@ -11,10 +11,10 @@ from grpo_jax.display import SilentDisplay
 from grpo_jax.experiment import Saving, step_settings
 from grpo_jax.folder import Position, open_folder
 from grpo_jax.lifeline import Heartbeat, Preempted, Signals
-from grpo_jax.logbook import Logbook
-from grpo_jax.phases import Stopwatch
-from grpo_jax.session import Session
-from grpo_jax.setup import judge, problems
+from grpo_jax.loop.logbook import Logbook
+from grpo_jax.loop.phases import Stopwatch
+from grpo_jax.loop.session import Session
+from grpo_jax.loop.setup import judge, problems
 from tests.system.small_run import VARIANTS
 
 COLD = VARIANTS["cold"]

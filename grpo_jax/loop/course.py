@@ -16,20 +16,21 @@ from grpo_jax import objectives
 from grpo_jax.checkpoint import abstract
 from grpo_jax.display import choose
 from grpo_jax.experiment import Experiment, Summary
-from grpo_jax.finish import summarise
 from grpo_jax.folder import Position, open_folder
-from grpo_jax.imitation import begin
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Heartbeat, Signals
-from grpo_jax.logbook import Logbook
+from grpo_jax.loop.canary import check_rewards
+from grpo_jax.loop.finish import summarise
+from grpo_jax.loop.imitation import begin
+from grpo_jax.loop.logbook import Logbook
+from grpo_jax.loop.phases import Learned, Phases, Stopwatch
+from grpo_jax.loop.recorded import Tape, recorded
+from grpo_jax.loop.session import Session
+from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
+from grpo_jax.loop.warm_starts import warmed
 from grpo_jax.origin import Origin
-from grpo_jax.phases import Learned, Phases, Stopwatch
-from grpo_jax.recorded import Tape, recorded
 from grpo_jax.rewards.guards import FailureLimit
-from grpo_jax.session import Session
-from grpo_jax.setup import chunks, judge, plan, problems, workers
 from grpo_jax.types import Params, TrainState
-from grpo_jax.warm_starts import warmed
 
 STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
 """Seconds without a finished step after which a run counts as hung; before the first step, compiling included."""
@@ -68,6 +69,8 @@ def run(
             book = Logbook(experiment, folder, display, heartbeat, Stopwatch())
             session = Session(experiment, folder, signals, judge(experiment, prompts, pool), book)
             state, position, meta = session.restore()
+            if position.step == 0 and (untried := check_rewards(experiment, pool)):
+                display.message(untried)
             if position.phase == 0 and experiment.warm_start:
                 state, meta = warmed(session, state, position.step, meta, shelf=warm_starts)
                 state, position = begin(session, state), Position(1, 0)

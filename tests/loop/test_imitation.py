@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import grpo_jax
-from grpo_jax import heldout, imitation, lifeline
-from grpo_jax.imitation import Lessons
+from grpo_jax import heldout, lifeline
+from grpo_jax.loop import imitation
+from grpo_jax.loop.imitation import Lessons
 from tests.system.small_run import DATA, PLAIN
 
 

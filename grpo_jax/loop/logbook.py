@@ -15,19 +15,17 @@ import numpy as np
 
 from grpo_jax import objectives
 from grpo_jax.alerts import Alerts
-from grpo_jax.display import Display
+from grpo_jax.display import APART, Display
 from grpo_jax.experiment import Experiment, settings, step_settings
 from grpo_jax.folder import Position, RunFolder
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Diverged, Guard, Heartbeat, write_dump
-from grpo_jax.phases import Learned, Stopwatch, begun, peak_memory
+from grpo_jax.loop.phases import Learned, Stopwatch, begun
+from grpo_jax.memory import peak_memory
 from grpo_jax.rewards.text import status_counts
 from grpo_jax.samples import rollout_records
 from grpo_jax.train import host
 from grpo_jax.types import Batch, Metrics
-
-APART = ("evaluation", "saving")
-"""Parts of a lap that are not of the step itself."""
 
 
 class Logbook:
@@ -81,8 +79,7 @@ class Logbook:
         self.folder.metrics.write({**position.fields(), **values})
         timing = self.time(position, tokens)
         self.heartbeat.beat()
-        phases = {name: value for name, value in timing["phases"].items() if name not in APART}
-        self.display.step(position.fields(), values, seconds={"step": timing["seconds"], **phases})
+        self.display.step(position.fields(), values, seconds=timing["phases"])
         for sentence in self.alerts.see(_judged({**position.fields(), **values})):
             self.display.alert(sentence)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from grpo_jax.checkpoint import state_digest
-from grpo_jax.finish import summarise
 from grpo_jax.folder import open_folder
+from grpo_jax.loop.finish import summarise
 from grpo_jax.types import TrainState
 from tests.system.small_run import PLAIN
 

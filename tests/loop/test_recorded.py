@@ -14,9 +14,9 @@ from grpo_jax import heldout
 from grpo_jax.experiment import Train
 from grpo_jax.journal import read
 from grpo_jax.lifeline import DataError, RunStopped
+from grpo_jax.loop.phases import Phases, Scored
+from grpo_jax.loop.recorded import _packed, _unpacked, recorded
 from grpo_jax.objectives import dr_grpo
-from grpo_jax.phases import Phases, Scored
-from grpo_jax.recorded import _packed, _unpacked, recorded
 from grpo_jax.rewards.text import Score
 from grpo_jax.updates import Optimizer
 from tests.laws import tiny

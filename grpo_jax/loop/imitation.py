@@ -10,7 +10,7 @@ from grpo_jax.data import Demonstrations, Task
 from grpo_jax.experiment import WarmStart, warm_settings
 from grpo_jax.folder import Position
 from grpo_jax.lifeline import Diverged
-from grpo_jax.session import Session
+from grpo_jax.loop.session import Session
 from grpo_jax.sharding import place_rows
 from grpo_jax.train import host, place_state, start, supervised_step
 from grpo_jax.types import TrainState
