@@ -13,7 +13,6 @@ What `rewards` says a token is paid: "outcome", the reward of the row on its las
 """
 
 import dataclasses
-import operator
 from collections.abc import Callable
 
 import jax
@@ -264,6 +263,11 @@ def remax(
     return masked.select(mask, returns - greedy[:, None]), memory
 
 
+def k1(log_ratio: Array) -> Array:
+    """-log(ref / policy), the estimator that REINFORCE++ pays with; `grpo_jax.objectives.kl` has it and the others."""
+    return -log_ratio
+
+
 @reads("logp_ref")
 def penalized_tokens(
     collected: Collected,
@@ -272,7 +276,7 @@ def penalized_tokens(
     *,
     advantage: Advantage,
     coef: float = 0.01,
-    estimator: Callable[[Array], Array] = operator.neg,
+    estimator: Callable[[Array], Array] = k1,
     rewards: str = "outcome",
 ) -> tuple[Array, Memory]:
     """Strategy: `advantage` of token rewards rho_t = r_t - coef k(logp_ref - logp_old), which `advantage` has to read.

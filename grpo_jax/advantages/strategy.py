@@ -25,6 +25,8 @@ def reads(*names: str) -> Callable[[Callable], Callable]:
 
     def mark(function: Callable) -> Callable:
         vars(function)["reads"] = tuple(sorted(names))
+        if "logp_ref" in names:
+            vars(function)["needs"] = ("logp_ref",)  # the mark by which a recipe asks for a reference policy
         return function
 
     return mark

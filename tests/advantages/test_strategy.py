@@ -2,13 +2,17 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from grpo_jax import advantages as a
 from grpo_jax.advantages.strategy import counted, given, to_tokens
-from grpo_jax.testing.rows import NOWHERE, tiny_collected, tiny_labels
+from grpo_jax.objectives.description import wants
+from grpo_jax.testing.rows import NOWHERE, ROWS, tiny_collected, tiny_labels
 
 
 def test_what_is_read_is_found_through_every_binding():
@@ -18,6 +22,11 @@ def test_what_is_read_is_found_through_every_binding():
     assert a.fields_read(a.weighted_components) == ("components",)
     with pytest.raises(ValueError, match="reads: got 'values', allowed components, greedy"):
         a.reads("values")
+
+
+def test_a_reference_is_asked_for_as_a_term_asks_for_it():
+    assert wants(partial(a.penalized_tokens, advantage=a.gae)) == ("logp_ref",)
+    assert wants(a.gae) == ()
 
 
 def test_memory_begins_with_the_settings_that_are_bound():
@@ -60,3 +69,26 @@ def test_a_field_that_is_there_is_handed_on():
     assert given(array, "Reward.greedy", "mine", "sample greedily") is array
     with pytest.raises(ValueError, match=r"Reward\.greedy: got None, which mine reads; .*sample greedily"):
         given(None, "Reward.greedy", "mine", "sample greedily")
+
+
+def test_rows_on_several_devices_get_the_numbers_of_one():
+    """Every entry, on rows that four devices share; tied rewards are exactly 0 there too."""
+    collected = tiny_collected(labels=("role",))
+    strategies = {**a.ADVANTAGES, "role_baseline": partial(a.role_baseline, roles=8)}
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("rows",))
+
+    def shared(x):
+        spec = P("rows") if x.ndim and x.shape[0] == ROWS else P()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    @jax.jit
+    def answers(collected, labels):
+        return {name: f(collected, labels, a.initial_memory(f))[0] for name, f in strategies.items()}
+
+    one = answers(collected, tiny_labels())
+    four = answers(jax.tree.map(shared, collected), shared(tiny_labels()))
+    for name in strategies:
+        np.testing.assert_allclose(four[name], one[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    tied = np.asarray(tiny_labels()) == 3
+    for name in ("group_standardized", "group_leave_one_out", "opo", "gdpo", "maxrl", "optimal_token_baseline"):
+        np.testing.assert_array_equal(np.asarray(four[name])[tied], 0.0, err_msg=name)

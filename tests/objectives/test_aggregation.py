@@ -82,3 +82,16 @@ def test_unknown_conventions_are_refused(batch):
         o.fixed_length(batch, constant=1.0, rows="some")
     with pytest.raises(ValueError, match="constant is 0; it must be positive"):
         o.fixed_length(batch, constant=0)
+
+
+def test_a_restricted_aggregation_has_the_denominators_of_its_tokens(batch):
+    """Rows of 2, 4, 0 and 3 tokens; of these the first and the fourth have a positive reward."""
+    reward = dataclasses.replace(batch.reward, outcome=jnp.asarray([1.0, 0.0, 2.0, 0.5, 1.0]))
+    batch = dataclasses.replace(batch, reward=reward)
+    expected = np.zeros((5, 4))
+    expected[0, :2] = expected[3, :3] = 1 / 5
+    np.testing.assert_allclose(o.restricted(o.token_mean, to=o.positive)(batch), expected, rtol=1e-6)
+    by_rows = o.restricted(partial(o.sequence_mean_token_mean, empty="skip"), to=o.positive)
+    expected[0, :2], expected[3, :3] = 1 / 2 / 2, 1 / 3 / 2
+    np.testing.assert_allclose(by_rows(batch), expected, rtol=1e-6)
+    assert "to=grpo_jax.objectives.aggregation.positive" in o.describe(by_rows)

@@ -168,7 +168,7 @@ def test_a_recipe_is_checked_when_it_is_made():
         o.Recipe(alone, group_centered, by_prompt)
     with pytest.raises(ValueError, match="tuple of Part"):
         o.Recipe(listed, group_centered, by_prompt)
-    with pytest.raises(ValueError, match=r"x\.parts\[0\]\.term is a lambda"):
+    with pytest.raises(ValueError, match=r"recipe\.parts\[0\]\.term is a lambda"):
         o.Recipe((o.Part(o.token_mean, lambda s, b: s.logp),), group_centered, by_prompt)
     with pytest.raises(ValueError, match="unknown keyword 'lo'"):
         o.Recipe((o.Part(o.token_mean, partial(o.ppo_clip, **misspelt)),), group_centered, by_prompt)

@@ -1,6 +1,7 @@
 """Coefficients that follow a measurement, by hand."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,8 +80,9 @@ def test_a_recipe_refuses_coefficients_that_are_none_or_twice_there():
     rest = {"advantage": o.RECIPES["grpo"].advantage, "grouping": o.RECIPES["grpo"].grouping}
     with pytest.raises(ValueError, match="every name is there once"):
         o.Recipe(parts, coefficients=(o.Coefficient("beta", 1.0, BETA),) * 2, **rest)
+    wrong: Any = ("beta",)
     with pytest.raises(ValueError, match=r"it must be a tuple of Coefficient\(...\)"):
-        o.Recipe(parts, coefficients=("beta",), **rest)
+        o.Recipe(parts, coefficients=wrong, **rest)
 
 
 def test_every_coefficient_that_a_recipe_names_is_there():

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -86,7 +87,7 @@ def test_an_unknown_level_is_refused(given):
 
 
 def test_no_bound_keeps_everything():
-    value = np.asarray([0.0, 1.0, 2.0], np.float32)
+    value = jnp.asarray([0.0, 1.0, 2.0])
     np.testing.assert_array_equal(o.within(value, None, None), [True, True, True])
     np.testing.assert_array_equal(o.within(value, 1.0, None), [False, True, True])  # bounds are inclusive
     np.testing.assert_array_equal(o.within(value, None, 1.0), [True, True, False])

@@ -37,6 +37,8 @@ def test_what_is_missing_is_named(given):
     stats, batch = given
     with pytest.raises(ValueError, match=r"Batch.value_old: got None.*train with a critic"):
         o.value_clip(stats, dataclasses.replace(batch, value_old=None))
-    with pytest.raises(ValueError, match=r"TokenStats.value, Batch.returns: got None"):
-        o.value_clip(dataclasses.replace(stats, value=None), dataclasses.replace(batch, returns=None))
+    with pytest.raises(ValueError, match=r"TokenStats.value: got None"):
+        o.value_clip(dataclasses.replace(stats, value=None), batch)
+    with pytest.raises(ValueError, match=r"Batch.returns: got None"):
+        o.value_clip(stats, dataclasses.replace(batch, returns=None))
     assert np.all(np.isfinite(o.value_clip(stats, dataclasses.replace(batch, value_old=None), clip=None)))

@@ -86,3 +86,22 @@ def test_a_batch_without_reference_is_refused(given):
     stats, batch = given
     with pytest.raises(ValueError, match="Remedy: give the run a reference policy"):
         o.kl_penalty(stats, dataclasses.replace(batch, logp_ref=None))
+
+
+def test_straight_through_takes_the_value_of_one_and_the_gradient_of_another():
+    x = jnp.asarray([0.7, -1.3, 0.0])
+    np.testing.assert_array_equal(o.straight_through(x), o.k3(x))
+    both = partial(o.straight_through, value=o.k1, gradient=o.k3)
+    np.testing.assert_allclose(both(x), -x)
+    gradient = jax.grad(lambda d: jnp.sum(o.straight_through(d)))(x)
+    np.testing.assert_allclose(gradient, x, rtol=1e-6)  # d k2 / d delta
+    gradient = jax.grad(lambda d: jnp.sum(both(d)))(x)
+    np.testing.assert_allclose(gradient, np.exp(x) - 1, rtol=1e-5, atol=1e-7)
+
+
+def test_the_exact_divergence_is_handed_through(given):
+    stats, batch = given
+    full = jnp.full(batch.mask.shape, 0.3)
+    np.testing.assert_array_equal(o.kl_exact(dataclasses.replace(stats, kl_full=full), batch), full)
+    with pytest.raises(ValueError, match='ask for want=\\("kl_full",\\)'):
+        o.kl_exact(stats, batch)

@@ -46,3 +46,58 @@ def test_ratios_over_the_old_policy_the_sampler_and_itself(given):
     np.testing.assert_array_equal(o.over_itself(stats, batch), np.ones((1, 4)))
     gradient = jax.grad(lambda logp: jnp.sum(o.over_itself(dataclasses.replace(stats, logp=logp), batch)))(stats.logp)
     np.testing.assert_array_equal(gradient, [[1.0, 1.0, 1.0, 0.0]])
+
+
+def test_the_mismatch_is_old_over_behaviour_and_the_policy_over_it_a_product(by_hand):
+    stats, batch = by_hand([[2.0, 0.5]], mismatch=[[3.0, 1.0]])
+    np.testing.assert_allclose(np.exp(o.log_mismatch(stats, batch)), [[3.0, 1.0]], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(o.log_ratio_behavior(stats, batch)), [[6.0, 0.5]], rtol=1e-5)
+    np.testing.assert_allclose(o.log_ratio_behavior(stats, batch, clamp=1.0), [[1.0, np.log(0.5)]], rtol=1e-5)
+
+
+def test_a_row_has_one_log_ratio_over_its_scored_tokens(by_hand):
+    mask = [[True, True, True], [True, False, True], [False] * 3]
+    stats, batch = by_hand([[2.0, 4.0, 1.0], [2.0, 9.0, 8.0], [3.0] * 3], mask=mask)
+    log2 = np.log(2.0)
+    got = o.sequence_log_ratio(stats, batch)
+    np.testing.assert_allclose(got, [[3 * log2 / 3] * 3, [4 * log2 / 2] * 3, [0.0] * 3], rtol=1e-5)
+    total = o.sequence_log_ratio(stats, batch, reduction="sum")
+    np.testing.assert_allclose(total, [[3 * log2] * 3, [4 * log2] * 3, [0.0] * 3], rtol=1e-5)
+    bounded = o.sequence_log_ratio(stats, batch, reduction="sum", floor=0.5, cap=2.2)
+    np.testing.assert_allclose(bounded, [[3 * log2] * 3, [2.2] * 3, [0.5] * 3], rtol=1e-5)
+    clamped = o.sequence_log_ratio(stats, batch, reduction="sum", clamp=1.0)
+    np.testing.assert_allclose(clamped, [[log2 + 1.0] * 3, [log2 + 1.0] * 3, [0.0] * 3], rtol=1e-5)
+
+
+def test_the_gradient_of_a_row_goes_through_every_token_or_through_its_own(by_hand):
+    stats, batch = by_hand([[2.0, 4.0]])
+
+    def jacobian(**keywords):
+        ratio = partial(o.sequence_log_ratio, **keywords)
+        return jax.jacobian(lambda logp: ratio(dataclasses.replace(stats, logp=logp), batch)[0])(stats.logp)[:, 0]
+
+    np.testing.assert_allclose(jacobian(), np.full((2, 2), 0.5))
+    np.testing.assert_allclose(jacobian(reduction="sum"), np.ones((2, 2)))
+    np.testing.assert_allclose(jacobian(gradient="token"), np.eye(2))
+    np.testing.assert_array_equal(jacobian(cap=0.1), np.zeros((2, 2)))
+    np.testing.assert_array_equal(jacobian(gradient="token", cap=0.1), np.zeros((2, 2)))
+    token, row = (o.sequence_log_ratio(stats, batch, gradient=name) for name in ("token", "row"))
+    np.testing.assert_array_equal(token, row)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"), [("relative", (0.5, 3.0)), ("absolute", (0.5, 2.0)), ("log", (np.exp(-0.5), np.exp(2.0)))]
+)
+def test_bounds_are_read_as_they_are_meant(bounds: str, expected):
+    assert o.interval(0.5, 2.0, bounds) == pytest.approx(expected)
+    assert o.interval(None, None, bounds) == (None, None)
+
+
+def test_unknown_words_are_refused(by_hand):
+    given = by_hand([[1.0]])
+    with pytest.raises(ValueError, match="bounds: got 'wide', allowed 'relative', 'absolute' and 'log'"):
+        o.interval(0.1, 0.1, "wide")
+    with pytest.raises(ValueError, match="reduction: got 'max', allowed 'mean' and 'sum'"):
+        o.sequence_log_ratio(*given, reduction="max")
+    with pytest.raises(ValueError, match="gradient: got 'all', allowed 'row' and 'token'"):
+        o.sequence_log_ratio(*given, gradient="all")

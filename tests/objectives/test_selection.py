@@ -46,10 +46,10 @@ def test_nothing_is_chosen_of_nothing():
 def test_the_quantile_is_that_of_numpy(q: float):
     rng = np.random.default_rng(1)
     x, mask = rng.normal(size=(5, 9)).astype(np.float32), rng.random((5, 9)) < 0.8
-    got = quantile(jnp.asarray(x), jnp.asarray(mask), q)
+    got = quantile(jnp.asarray(x), jnp.asarray(mask), q=q)
     np.testing.assert_allclose(got, np.quantile(x[mask], q), rtol=1e-5)
     np.testing.assert_allclose(got, masked.quantile(jnp.asarray(x), jnp.asarray(mask), q), rtol=1e-6)
-    assert quantile(jnp.asarray(x), jnp.zeros((5, 9), bool), q) == 0.0
+    assert quantile(jnp.asarray(x), jnp.zeros((5, 9), bool), q=q) == 0.0
 
 
 @pytest.fixture
@@ -69,19 +69,19 @@ def test_the_covariance_is_centred_over_scored_tokens(given):
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, [[0, 0, 0], [0, 1, 0]]), (0.5, [[1, 0, 0], [0, 1, 0]])])
 def test_kl_cov_selects_the_share_of_largest_covariance_and_at_least_one(given, fraction: float, expected):
-    got = o.kl_cov_tokens(*given, KEY, fraction=fraction).select["kl_cov"]  # int(0.5 * 5) = 2
+    got = o.kl_cov_tokens(*given, key=KEY, fraction=fraction).select["kl_cov"]  # int(0.5 * 5) = 2
     np.testing.assert_array_equal(got, expected)
 
 
 def test_clip_cov_drops_candidates_only(given):
     everything = partial(o.clip_cov_tokens, fraction=1.0, cov_low=1.0, cov_high=2.0)
-    got = everything(*given, KEY).select["clip_cov"]
+    got = everything(*given, key=KEY).select["clip_cov"]
     np.testing.assert_array_equal(np.asarray(got)[[0, 0, 0, 1, 1], [0, 1, 2, 0, 1]], [0, 1, 1, 0, 1])
     stats, batch = given
     clipped = dataclasses.replace(batch, logp_old=batch.logp_old - jnp.asarray([[0.5, 0, 0], [0, 0, 0]]))  # r = 1.65
     got = everything(stats, clipped, KEY).select["clip_cov"]
     np.testing.assert_array_equal(np.asarray(got)[[0, 0, 0, 1, 1], [0, 1, 2, 0, 1]], [1, 1, 1, 0, 1])
-    one = o.clip_cov_tokens(*given, KEY, fraction=0.2, cov_low=0.5, cov_high=9.0).select["clip_cov"]
+    one = o.clip_cov_tokens(*given, key=KEY, fraction=0.2, cov_low=0.5, cov_high=9.0).select["clip_cov"]
     assert np.sum(~np.asarray(one)) == 1
 
 
@@ -103,11 +103,11 @@ def test_the_draw_of_clip_cov_belongs_to_the_token_whatever_the_order(laboratory
 
 def test_top_entropy_keeps_what_reaches_the_interpolated_quantile(given):
     # 0.1 .. 0.5: the quantile 0.6 is at index 2.4, 0.3 + 0.4 * 0.1 = 0.34
-    got = o.top_entropy_tokens(*given, KEY, fraction=0.4).select["top_entropy"]
+    got = o.top_entropy_tokens(*given, key=KEY, fraction=0.4).select["top_entropy"]
     np.testing.assert_array_equal(got, [[0, 1, 0], [1, 0, 0]])
-    assert np.sum(o.top_entropy_tokens(*given, KEY, fraction=1.0).select["top_entropy"]) == 5
+    assert np.sum(o.top_entropy_tokens(*given, key=KEY, fraction=1.0).select["top_entropy"]) == 5
     with pytest.raises(ValueError, match=r"fraction: got 0.0, allowed \(0, 1\]"):
-        o.top_entropy_tokens(*given, KEY, fraction=0.0)
+        o.top_entropy_tokens(*given, key=KEY, fraction=0.0)
     with pytest.raises(ValueError, match='ask for want=\\("entropy",\\)'):
         o.top_entropy_tokens(dataclasses.replace(given[0], entropy=None), given[1], KEY)
 
@@ -122,13 +122,13 @@ def test_demonstrations_are_rows_that_no_version_of_the_policy_sampled(given):
 def test_normalised_weights_average_one(by_hand):
     mask = [[True, True], [True, False], [False, False]]
     given = by_hand([[1.0, 1.0]] * 3, mismatch=[[2.0, 0.5], [0.5, 1.0], [1.0, 1.0]], mask=mask)
-    tokens = o.normalized_weight(*given, KEY, weight=o.importance).select["weight"]  # mean of 2, 0.5, 0.5 is 1
+    tokens = o.normalized_weight(*given, key=KEY, weight=o.importance).select["weight"]  # mean of 2, 0.5, 0.5 is 1
     np.testing.assert_allclose(np.asarray(tokens)[[0, 0, 1], [0, 1, 0]], [2.0, 0.5, 0.5], rtol=1e-5)
     rows = partial(o.importance, of=o.mismatch_sum)  # rows with tokens 1 and 0.5, mean 0.75
-    got = o.normalized_weight(*given, KEY, weight=rows, level="row", name="mine").select["mine"]
+    got = o.normalized_weight(*given, key=KEY, weight=rows, level="row", name="mine").select["mine"]
     np.testing.assert_allclose(np.asarray(got)[:2, 0], [1 / 0.75, 0.5 / 0.75], rtol=1e-5)
     with pytest.raises(ValueError, match="level: got 'batch', allowed 'token' and 'row'"):
-        o.normalized_weight(*given, KEY, weight=rows, level="batch")
+        o.normalized_weight(*given, key=KEY, weight=rows, level="batch")
 
 
 def test_what_was_not_prepared_is_named(given):

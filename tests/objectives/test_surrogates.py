@@ -78,3 +78,34 @@ def test_likelihood_and_entropy_terms_have_the_sign_of_something_to_minimise(giv
     np.testing.assert_array_equal(o.negative_entropy(stats, batch), -stats.entropy)
     with pytest.raises(ValueError, match='want=\\("entropy",\\)'):
         o.negative_entropy(dataclasses.replace(stats, entropy=None), batch)
+
+
+def test_a_capped_ratio_differs_from_the_dual_clip_inside_the_interval_only(given):
+    stats, batch = given
+    bound, cap = (
+        o.ppo_clip(stats, batch, low=0.2, high=0.2, dual=1.5, dual_form=form) for form in ("bound", "cap_ratio")
+    )
+    np.testing.assert_allclose(bound, cap, rtol=1e-6)
+    # A = -2, r = 1.25 capped at 1.1: max(2 * 1.1, 2 * 1.2); A = 2, r = 1.25: -min(2 * 1.1, 2 * 1.2)
+    inside = o.ppo_clip(stats, batch, low=0.2, high=0.2, dual=1.1, dual_form="cap_ratio")
+    np.testing.assert_allclose(inside[0], [-1.0, -2.0, -2.2, -2.2, 1.6, 2.0, 2.4, 2.4], rtol=1e-5)
+    with pytest.raises(ValueError, match="dual_form: got 'both', allowed 'bound' and 'cap_ratio'"):
+        o.ppo_clip(stats, batch, dual=3.0, dual_form="both")
+
+
+def test_the_unclipped_surrogate_is_the_clipped_one_without_bounds(given):
+    stats, batch = given
+    np.testing.assert_array_equal(o.unclipped(stats, batch), o.ppo_clip(stats, batch, low=None, high=None))
+
+
+def test_a_clipped_weight_stops_no_gradient(given):
+    stats, batch = given
+    term = partial(o.clipped_weight, low=0.4, high=0.5)
+    weight = np.asarray([[0.6, 1.0, 1.25, 1.5] * 2])  # ratios 0.5, 1, 1.25 and 2
+    np.testing.assert_allclose(term(stats, batch), -weight * batch.advantage * stats.logp, rtol=1e-5)
+    np.testing.assert_allclose(slopes(term, stats, batch), -weight * batch.advantage, rtol=1e-5)
+    one_sided = partial(o.clipped_weight, low=None, high=1.5, bounds="absolute")
+    open_below = np.asarray([[0.5, 1.0, 1.25, 1.5] * 2])
+    np.testing.assert_allclose(slopes(one_sided, stats, batch), -open_below * batch.advantage, rtol=1e-5)
+    unbounded = partial(o.clipped_weight, low=None, high=None)
+    np.testing.assert_allclose(slopes(unbounded, stats, batch)[0, 3], -2.0 * 2.0, rtol=1e-5)

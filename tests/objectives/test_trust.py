@@ -39,7 +39,8 @@ def test_a_token_is_dropped_when_its_probability_has_moved_too_far_its_way(given
     np.testing.assert_array_equal(kept, [[0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]])  # A = 0 takes the low branch
     value = o.probability_clip(*given, tv_low=0.35, tv_high=0.2)
     ratio = np.divide(P_NEW[0], P_OLD[0])
-    np.testing.assert_allclose(value, [ratio * [0, -1, -1, -1], ratio * [1, 1, 1, 0], [0] * 4], rtol=1e-5, atol=1e-7)
+    signs = np.asarray([[0, -1, -1, -1], [1, 1, 1, 0], [0] * 4])
+    np.testing.assert_allclose(value, ratio * signs, rtol=1e-5, atol=1e-7)
     both = o.probability_kept(*given, tv_low=0.35, tv_high=0.2, symmetric=True)
     np.testing.assert_array_equal(both, [[0, 1, 1, 0]] * 3)
 

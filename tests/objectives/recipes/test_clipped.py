@@ -1,11 +1,9 @@
 """What a hyper-parameter of a recipe reaches, and the loss of whole recipes by hand."""
 
-
 import numpy as np
 import pytest
 
 from grpo_jax import objectives as o
-
 
 # Rewards 1 and -1 of one prompt: mean 0, sample deviation sqrt 2, advantages +-1/sqrt 2.
 A = 1 / np.sqrt(2.0)
@@ -40,9 +38,5 @@ def test_a_hyper_parameter_reaches_its_place():
 def test_the_mean_by_prompt_differs_from_the_pooled_one_where_prompts_have_different_lengths(laboratory):
     draw, records, batch_of = laboratory
     stats, collected = records(draw())
-    losses = [
-        o.loss(recipe.parts, stats, batch_of(collected, recipe)) for recipe in (o.dapo(), o.dapo_by_prompt())
-    ]
+    losses = [o.loss(recipe.parts, stats, batch_of(collected, recipe)) for recipe in (o.dapo(), o.dapo_by_prompt())]
     assert abs(float(losses[0] - losses[1])) > 1e-3
-
-

@@ -63,8 +63,7 @@ def test_the_divergence_is_paid_out_of_the_reward(laboratory):
     arrays = draw(lengths=(2, 1), prompt=(0, 0), width=2)
     arrays["reward"] = np.asarray([1.0, 0.0], np.float32)
     arrays["logp_ref"] = arrays["logp_old"] - np.float32(0.5)
-    stats, collected = records(arrays, prompts=1)
-    batch = batch_of(collected, o.rloo_kl(beta=0.1))
+    batch = batch_of(records(arrays, prompts=1)[1], o.rloo_kl(beta=0.1))
     # rewards 1 - 0.1 * 2 * 0.5 = 0.9 and -0.05; each minus the other
     np.testing.assert_allclose(batch.advantage, [[0.95, 0.95], [-0.95, 0.0]], rtol=1e-5)
 
