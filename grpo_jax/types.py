@@ -80,7 +80,9 @@ class Reward(struct.PyTreeNode):
     outcome: Array  # f32[N], reward of the whole completion
     valid: Array  # bool[N], no default on purpose
     token: Array | None = None  # f32[N, T], reward of a token
-    components: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> f32[N], before weighting
+    components: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> f32[N], before weighting; nan: none
+    step_end: Array | None = None  # bool[N, T], the token ends a step, whose reward `token` holds
+    greedy: Array | None = None  # f32[N], outcome of the greedy completion of the row's prompt
 
 
 class Collected(struct.PyTreeNode):
@@ -91,6 +93,7 @@ class Collected(struct.PyTreeNode):
     logp_old: Array  # f32[N, T], policy at collection, full vocabulary
     logp_ref: Array | None = None  # f32[N, T], reference policy
     value_old: Array | None = None  # f32[N, T], critic at collection
+    sum_pi_squared: Array | None = None  # f32[N, T], policy at collection, sum over the vocabulary
 
 
 class Batch(struct.PyTreeNode):

@@ -78,6 +78,32 @@ def test_dropping_composes_with_any_grouping_and_passes_its_memory_on():
     np.testing.assert_array_equal(again, labels)
 
 
+def test_tied_groups_of_a_component_can_be_dropped_too():
+    given = collected([0, 0, 1, 1], [1.0, 2.0, 1.0, 1.0])
+    scored = given.replace(reward=given.reward.replace(components={"format": jnp.asarray([1.0, 1.0, 0.0, 1.0])}))
+    np.testing.assert_array_equal(groups.drop_tied(scored, {}, component="format")[0], [-1, -1, 1, 1])
+    with pytest.raises(ValueError, match=r"drop_tied\.component: got 'length', allowed None and 'format'"):
+        groups.drop_tied(scored, {}, component="length")
+
+
+def test_groups_by_their_mean_reward():
+    # means 0, 1/2, 1 and 1/4 of 0.2 and 0.3
+    given = collected([0, 0, 1, 1, 2, 2, 3, 3], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.2, 0.3])
+    np.testing.assert_array_equal(groups.drop_outside(given, {})[0], [-1, -1, 1, 1, -1, -1, 3, 3])
+    np.testing.assert_array_equal(groups.drop_outside(given, {}, low=0.3)[0], [-1, -1, 1, 1, -1, -1, -1, -1])
+    # The float32 mean of three times 0.85 is above 0.85: the bound is exclusive all the same.
+    flat = collected([0, 0, 0], [0.85] * 3)
+    np.testing.assert_array_equal(groups.drop_outside(flat, {}, low=0.85)[0], [-1, -1, -1])
+    with pytest.raises(ValueError, match="got low=1, high=1, allowed low < high"):
+        groups.drop_outside(given, {}, low=1, high=1)
+
+
+def test_rows_that_were_cut_off_are_compared_with_nothing():
+    given = collected([0, 0, 1], [0.0] * 3)
+    cut = given.replace(rollouts=given.rollouts.replace(stopped=jnp.asarray([True, False, True])))
+    np.testing.assert_array_equal(groups.drop_truncated(cut, {})[0], [0, -1, 1])
+
+
 def test_rows_whose_prompts_share_a_label_form_a_group_whatever_their_prompt():
     # Prompts 0 and 2 have label 900, 1 and 3 have 5, 4 has 0: the groups go by their first prompts 0, 1 and 4.
     given = collected([4, 3, 2, 1, 0, 0], [0.0] * 6, category=[900, 5, 900, 5, 0, 0])

@@ -19,7 +19,10 @@ PACKAGE = "grpo_jax"
 # name that fits decides, so that `rewards.tokens` stands below other rewards. `rewards.__init__` is that file alone.
 STEPS = (
     ("0 records", ("types", "masked")),
-    ("1 mathematics", ("groups", "advantages", "metrics", "objectives", "rewards.__init__", "rewards.tokens")),
+    (
+        "1 mathematics",
+        ("groups", "advantages", "metrics", "objectives", "rewards.__init__", "rewards.tokens", "rewards.lengths"),
+    ),
     ("2 devices", ("hosts", "sharding")),
     ("2 models", ("models",)),
     ("2 sampling", ("sampling",)),

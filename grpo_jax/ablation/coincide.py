@@ -292,11 +292,12 @@ def _grouping(recipe: Recipe, aggregations: Sequence[Callable], atoms: Sequence[
     zero_if_tied = (
         estimator in (group_centered, group_leave_one_out, group_standardized)
         and how["singleton"] == "zero"
-        and how.get("scope", "group") == "group"
+        and how.get("scope", "group") in ("group", "others")
     )
     if (
         function is drop_tied
         and keywords["grouping"] is by_prompt
+        and keywords["component"] is None
         and not recipe.prepare
         and zero_if_tied
         and all(f is fixed_length and k["rows"] == "none" for f, k in averaged)

@@ -1,6 +1,6 @@
 """The laws of advantage strategies, on twelve rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import jax
@@ -30,6 +30,7 @@ def check_advantage(
     ties: bool = True,
     shifts: bool = True,
     memory: Mapping[str, Array] | None = None,
+    labels: Iterable[str] = (),
 ) -> None:
     """Check that an advantage obeys the laws on which masking, padding, resuming and compiling rely.
 
@@ -47,6 +48,7 @@ def check_advantage(
         shifts: a number added to all rewards compared changes nothing. False for estimators without a baseline, and
             for those that read more than differences of rewards.
         memory: what a strategy with a state begins with; None: nothing.
+        labels: names in ``Prompts.label`` that the strategy reads; they get numbers below 8, one of them negative.
 
     Raises:
         AssertionError: a law is broken; the text says which, and what to do.
@@ -55,12 +57,13 @@ def check_advantage(
     if compared not in COMPARED:
         raise ValueError(f"compared: got {compared!r}, allowed are {', '.join(map(repr, COMPARED))}: choose one")
     name, state = tiny.name_of(strategy), dict(memory or {})
-    given = tiny.tiny_collected(), tiny.tiny_labels()
+    names = tuple(labels)
+    given = tiny.tiny_collected(labels=names), tiny.tiny_labels()
     usual = _eager(strategy, name, given, state)
     _check_zeros(usual[0], name, given)
     compiled = _compile(strategy, name, state)
     _check_pure(strategy, compiled, name, given, state, usual)
-    _check_double(strategy, name, state)
+    _check_double(strategy, name, state, names)
     _check_order(compiled, name, given)
     _check_nowhere(compiled, name, given)
     _check_rewards(compiled, name, given, compared == "batch", ties, shifts)
@@ -128,11 +131,11 @@ def _check_pure(
     )
 
 
-def _check_double(strategy: Advantage, name: str, state: Mapping[str, Array]) -> None:
+def _check_double(strategy: Advantage, name: str, state: Mapping[str, Array], labels: tuple[str, ...]) -> None:
     """Float64 in, float64 out."""
     with jax.enable_x64(True):
         wide = {key: x.astype("float64") if jnp.issubdtype(x.dtype, jnp.floating) else x for key, x in state.items()}
-        _eager(strategy, name, (tiny.tiny_collected(dtype="float64"), tiny.tiny_labels()), wide)
+        _eager(strategy, name, (tiny.tiny_collected(dtype="float64", labels=labels), tiny.tiny_labels()), wide)
 
 
 def _check_order(compiled: Compiled, name: str, given: Labelled) -> None:

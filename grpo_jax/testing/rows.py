@@ -67,9 +67,16 @@ def tiny_collected(*, dtype: str = "float32", labels: Iterable[str] = ()) -> Col
         valid=index != UNSCORED,
         token=normal(ROWS, WIDTH),
         components={"first": outcome - 0.25, "second": jnp.full_like(outcome, 0.25)},
+        step_end=(place + index[:, None]) % 2 == 0,
+        greedy=0.5 * outcome + 0.25,
     )
     return Collected(
-        rollouts=rollouts, reward=reward, logp_old=logp, logp_ref=logp - 0.1, value_old=normal(ROWS, WIDTH)
+        rollouts=rollouts,
+        reward=reward,
+        logp_old=logp,
+        logp_ref=logp - 0.1,
+        value_old=normal(ROWS, WIDTH),
+        sum_pi_squared=jnp.exp(2.0 * logp) + 0.01,
     )
 
 
@@ -153,10 +160,11 @@ def spoiled_batch(batch: Batch) -> Batch:
 
 
 def rescored(collected: Collected, change: Callable[[Array], Array]) -> Collected:
-    """`change` on the outcome and on every component."""
+    """`change` on the outcome, on every component and on the rewards of the tokens, column by column."""
     reward = collected.reward
     components = {name: change(x) for name, x in reward.components.items()}
-    return _rewarded(collected, outcome=change(reward.outcome), components=components)
+    token = None if reward.token is None else jax.vmap(change, in_axes=1, out_axes=1)(reward.token)
+    return _rewarded(collected, outcome=change(reward.outcome), components=components, token=token)
 
 
 def together(labels: Array | np.ndarray, rows: np.ndarray) -> np.ndarray:

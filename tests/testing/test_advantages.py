@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.core import Tracer
 
+from grpo_jax import advantages as a
 from grpo_jax import masked
 from grpo_jax.advantages import (
     ADVANTAGES,
@@ -24,7 +25,26 @@ from grpo_jax.types import Array, Collected
 Memory = Mapping[str, Array]
 Strategy = Any
 
-WHOLE_BATCH: dict[str, dict[str, Any]] = {"batch_centered": {"compared": "batch"}}
+BATCH = {"compared": "batch"}
+NO_BASELINE = {"ties": False, "shifts": False}
+COMPARES: dict[str, dict[str, Any]] = {
+    "batch_centered": BATCH,
+    "reinforce_batch_norm": BATCH,
+    "reinforce_pp": BATCH,
+    "reinforce_pp_baseline": BATCH,  # centred by group, then whitened by the batch
+    "outcome": NO_BASELINE,
+    "remax": NO_BASELINE,
+    "gae": NO_BASELINE,
+    "gae_length_adaptive": NO_BASELINE,
+    "role_baseline": {**NO_BASELINE, "local": False, "labels": ("role",)},
+    "maxrl": {"shifts": False},  # right and wrong are 1 and 0
+    "passk": {"shifts": False},
+    "gpg": {"local": False},  # a factor of the batch
+    "gdpo": {"local": False},
+}
+"""What an entry compares, where that is not the rows of a group."""
+BOUND = {"role_baseline": partial(a.role_baseline, roles=8)}
+"""What an entry needs to know before it can be asked."""
 CONVENTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     **{
         f"{std} {mode} {strategy.__name__}": (partial(strategy, std=std, eps_mode=mode), keywords)
@@ -40,12 +60,45 @@ CONVENTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "one deviation, all shifted": (partial(group_standardized, scope="batch"), {"compared": "batch"}),
     "groups of one keep their reward": (partial(group_centered, singleton="raw"), {}),
     "a floor": (partial(group_standardized, variance_floor=0.25), {}),
+    "one deviation, none where all others are equal": (
+        partial(group_leave_one_out, std="sample", zero_std="divide", eps=0.1),
+        {},
+    ),
+    "lengths, divided": (partial(a.opo, std="sample", singleton="raw"), {}),
+    "outcomes, divided": (partial(a.outcome, std="sample"), {**NO_BASELINE, "local": False}),
+    "gpg of verl": (partial(a.gpg, alpha="nonzero_rewards", singleton="raw"), {"local": False, "shifts": False}),
+    "pass@3, max": (partial(a.passk, k=3, eps_mode="max"), {"shifts": False}),
+    "the best, undivided": (partial(a.passk_max_minus_second, std="none"), {}),
+    "components, rows that lack one out": (
+        partial(a.weighted_components, missing="row", advantage=a.maxrl),
+        COMPARES["maxrl"],
+    ),
+    "gdpo without the batch": (partial(a.gdpo, std="population", renormalize_std="none"), {}),
+    "steps, centred": (partial(a.process_supervision, std="none", single_step="raw"), {}),
+    "whitened values": (
+        partial(a.whitened, advantage=a.gae, std="population", eps_mode="max"),
+        {**NO_BASELINE, "local": False},
+    ),
+    "rows again": (partial(a.renormalized, advantage=group_centered), BATCH),
+    "rewards of tokens": (
+        partial(a.reinforce_pp, rewards="token", gamma=0.5, holes="reset"),
+        NO_BASELINE | {"local": False},
+    ),
+    "both, penalized": (
+        partial(a.penalized_tokens, advantage=partial(a.gae, rewards="token", holes="reset"), rewards="both"),
+        NO_BASELINE,
+    ),
+    "token baseline of verl": (
+        partial(a.optimal_token_baseline, eps_mode="add", singleton="raw"),
+        {"ties": False},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_the_advantages_of_the_library_obey_the_laws(name: str):
-    check_advantage(ADVANTAGES[name], **WHOLE_BATCH.get(name, {}))
+    strategy = BOUND.get(name, ADVANTAGES[name])
+    check_advantage(strategy, **COMPARES.get(name, {}), memory=a.initial_memory(strategy))
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)

@@ -9,14 +9,20 @@ import pytest
 
 from grpo_jax import advantages
 from grpo_jax.advantages import centered, leave_one_out, standardized
+from grpo_jax.testing.rows import tiny_collected
 from grpo_jax.types import Collected, Prompts, Reward, Rollouts
 
+OF_ROWS = (
+    "group_standardized group_centered group_leave_one_out batch_centered outcome opo gpg maxrl passk"
+    " passk_max_minus_second"
+).split()
+"""Entries that read outcomes and give every token of a row one number."""
 GROUP = [0, 1, 0, 2, 1, 0, 1, -1, 3, 3]
 REWARD = [0.1, 0.7, 0.4, 2.0, 0.7, 1.0, -3.0, np.nan, 0.95, 0.95]
 VALID = [True] * 6 + [False, True, True, True]
 
 
-def rows(reward, group, valid=None) -> dict:
+def rows_of(reward, group, valid=None) -> dict:
     number = len(reward)
     return {
         "reward": jnp.asarray(reward, jnp.float32),
@@ -66,7 +72,7 @@ def twin(reward, group, valid, *, std="sample", scope="group", eps=1e-6, eps_mod
 
 
 def test_hand_numbers_of_a_group_of_three():
-    given = rows([1.0, 4.0, 7.0], [0, 0, 0])
+    given = rows_of([1.0, 4.0, 7.0], [0, 0, 0])
     # mean 4; squares 9 + 0 + 9 = 18: sample deviation sqrt(18 / 2) = 3, population sqrt(18 / 3) = 2.4495
     np.testing.assert_allclose(centered(**given), [-3, 0, 3])
     np.testing.assert_allclose(standardized(**given, eps=0.0), [-1, 0, 1], rtol=1e-6)
@@ -82,7 +88,7 @@ def test_hand_numbers_of_a_group_of_three():
 
 
 def test_the_deviation_of_the_batch_scales_every_group_alike():
-    given = rows([0.0, 2.0, 5.0, 9.0], [0, 0, 1, 1])
+    given = rows_of([0.0, 2.0, 5.0, 9.0], [0, 0, 1, 1])
     # all rewards: mean 4, squares 16 + 4 + 1 + 25 = 46, sample variance 46 / 3
     deviation = np.sqrt(46 / 3)
     expected = np.asarray([-1, 1, -2, 2]) / deviation
@@ -116,7 +122,7 @@ def test_kernels_equal_the_definitions_in_float64():
     reward[group == 3] = (rng.uniform(size=np.sum(group == 3)) < 0.2).astype(float)
     valid = rng.uniform(size=40) < 0.8
     with jax.enable_x64(True):
-        given = rows(reward, group, valid) | {"reward": jnp.asarray(np.where(valid, reward, np.nan))}
+        given = rows_of(reward, group, valid) | {"reward": jnp.asarray(np.where(valid, reward, np.nan))}
         got = jax.jit(lambda: {name: kernel(**given) for name, (kernel, _) in KERNELS.items()})()
         for name, (_, convention) in KERNELS.items():
             expected = twin(reward, group, valid, **convention)
@@ -126,24 +132,117 @@ def test_kernels_equal_the_definitions_in_float64():
 @pytest.mark.parametrize("reward", [0.35, 0.95, 1 / 3, 1e4 + 0.1])
 @pytest.mark.parametrize("name", KERNELS)
 def test_equal_rewards_give_exactly_zero(name: str, reward: float):
-    value = KERNELS[name][0](**rows([reward] * 7 + [5.0, 6.0], [0] * 7 + [1, 1]))
+    value = KERNELS[name][0](**rows_of([reward] * 7 + [5.0, 6.0], [0] * 7 + [1, 1]))
     np.testing.assert_array_equal(value[:7], 0.0)
     assert np.all(np.asarray(value[7:]) != 0.0)
 
 
+CONVENTIONS = {
+    f"{baseline} {std} {scope} {mode} {zero} {singleton}": {
+        "baseline": baseline,
+        "std": std,
+        "scope": scope,
+        "eps_mode": mode,
+        "zero_std": zero,
+        "singleton": singleton,
+    }
+    for baseline in ("group", "others", "length", "batch", "nothing")
+    for std, scope, mode, zero, singleton in (
+        ("sample", "group", "add", "divide", "raw"),
+        ("population", "group", "max", "unscaled", "zero"),
+        ("sample", "others", "max", "unscaled", "zero"),
+        ("population", "others", "add", "divide", "raw"),
+        ("sample", "batch", "add", "unscaled", "zero"),
+        ("none", "group", "add", "divide", "raw"),
+    )
+}
+
+
+def by_convention(rows, members, *, baseline, std, scope, eps_mode, zero_std, singleton):
+    """Any baseline over any deviation, row by row in float64."""
+    reward, length, floor, eps = rows["reward"], rows["mask"].sum(axis=1), 1e-4, 0.01
+    found, everybody = np.zeros(40), np.concatenate(members)
+    for g in members:
+        for i in g:
+            peers = g[g != i]
+            if baseline in ("group", "others", "length") and len(g) == 1:
+                unit = 1.0 if std == "none" or eps_mode == "max" else 1.0 + eps
+                found[i] = reward[i] / unit if singleton == "raw" else 0.0
+                continue
+            base = {
+                "group": lambda g=g, peers=peers: reward[g].mean(),
+                "others": lambda g=g, peers=peers: reward[peers].mean(),
+                "length": lambda g=g, peers=peers: np.average(reward[g], weights=length[g]),
+                "batch": lambda g=g, peers=peers: reward[everybody].mean(),
+                "nothing": lambda g=g, peers=peers: 0.0,
+            }[baseline]()
+            tied = baseline in ("group", "others", "length") and np.ptp(reward[g]) == 0
+            found[i] = 0.0 if tied else reward[i] - base
+            if std == "none":
+                continue
+            chosen = reward[{"group": g, "others": peers, "batch": everybody}[scope]]
+            ddof = {"sample": 1, "population": 0}[std]
+            s = chosen.std(ddof=ddof) if len(chosen) > ddof and np.ptp(chosen) > 0 else 0.0
+            if s == 0.0 and zero_std == "unscaled":
+                continue
+            s = max(s, floor**0.5)
+            found[i] /= s + eps if eps_mode == "add" else max(s, eps)
+    return found
+
+
+def test_every_convention_equals_its_definition_in_float64(rows, doubled, members, compiled):
+    reward, group = doubled["reward"], doubled["group"]
+    length = jnp.sum(doubled["mask"], axis=1).astype(reward.dtype)
+    kernels = {
+        "group": partial(standardized, reward, group),
+        "others": partial(leave_one_out, reward, group),
+        "length": partial(advantages.length_weighted, reward, group, length),
+        "batch": partial(advantages.batch_standardized, reward, group),
+        "nothing": partial(advantages.uncentered, reward, group),
+    }
+    functions = {}
+    for name, convention in CONVENTIONS.items():
+        keywords = {key: x for key, x in convention.items() if key != "baseline"}
+        if convention["baseline"] in ("batch", "nothing"):
+            del keywords["singleton"]
+        shape = {"num_groups": 40, "valid": doubled["valid"], "variance_floor": 1e-4, "eps": 0.01}
+        functions[name] = partial(kernels[convention["baseline"]], **shape, **keywords)
+    for name, value in compiled(**functions).items():
+        expected = by_convention(rows, members, **CONVENTIONS[name])
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_the_baseline_of_opo_weighs_rewards_by_length():
+    given = rows_of([1.0, 4.0, 7.0], [0, 0, 0])
+    # (1 * 1 + 2 * 4 + 3 * 7) / 6 = 5
+    length = jnp.asarray([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(advantages.length_weighted(length=length, **given), [-4, -1, 2])
+    np.testing.assert_array_equal(advantages.length_weighted(length=jnp.zeros(3), **given), 0.0)
+
+
+def test_the_batch_is_a_baseline_for_all_groups_and_nothing_is_one_too():
+    given = rows_of([0.0, 2.0, 5.0, 9.0], [0, 0, 1, -1])
+    # rows of a group: mean 7 / 3, squares 49 + 1 + 64 over 9 = 38 / 3: population variance 38 / 9
+    expected = np.asarray([-7 / 3, -1 / 3, 8 / 3, 0])
+    np.testing.assert_allclose(advantages.batch_standardized(**given), expected, rtol=1e-6)
+    value = advantages.batch_standardized(**given, std="population", eps=0.0)
+    np.testing.assert_allclose(value, expected / (38 / 9) ** 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(advantages.uncentered(**given), [0, 2, 5, 0])
+
+
 def test_equal_rewards_give_zero_without_a_guard_too():
-    np.testing.assert_array_equal(standardized(**rows([0.35] * 3, [0] * 3), eps=0.0), 0.0)
+    np.testing.assert_array_equal(standardized(**rows_of([0.35] * 3, [0] * 3), eps=0.0), 0.0)
 
 
 def test_a_group_whose_squares_overflow_has_no_scale_and_is_no_nan():
     # The deviation of the others is infinite in float32: their advantages are 0, as those of `standardized`.
-    given = rows([1e30, -1e30, 1e30, 0.0], [0] * 4)
+    given = rows_of([1e30, -1e30, 1e30, 0.0], [0] * 4)
     np.testing.assert_array_equal(leave_one_out(**given, std="sample"), 0.0)
     np.testing.assert_array_equal(standardized(**given), 0.0)
 
 
 def test_the_convention_for_groups_of_one():
-    given = rows([3.0, 1.0, 2.0], [0, 1, 1])
+    given = rows_of([3.0, 1.0, 2.0], [0, 1, 1])
     assert standardized(**given)[0] == 0.0
     np.testing.assert_allclose(standardized(**given, eps=0.5, singleton="raw")[0], 3.0 / 1.5)
     np.testing.assert_allclose(standardized(**given, eps=0.5, eps_mode="max", singleton="raw")[0], 3.0)
@@ -154,14 +253,14 @@ def test_the_convention_for_groups_of_one():
 
 def test_others_that_are_all_equal_give_no_scale_to_divide_by():
     # Row 0 of (1, 0, 0, 0): the others' deviation is 0, so R - mean = 1 stays; the others' others are 1, 0, 0.
-    value = leave_one_out(**rows([1.0, 0.0, 0.0, 0.0], [0] * 4), std="sample", eps=0.0)
+    value = leave_one_out(**rows_of([1.0, 0.0, 0.0, 0.0], [0] * 4), std="sample", eps=0.0)
     scale = np.sqrt(((2 / 3) ** 2 + 2 * (1 / 3) ** 2) / 2)
     np.testing.assert_allclose(value, [1.0, *[-(1 / 3) / scale] * 3], rtol=1e-6)
 
 
 def test_rewards_may_be_large_beside_their_differences():
     # float32 holds 1000.0, 1000.5 and 1001.0 exactly; a variance as E[x^2] - E[x]^2 would lose them.
-    value = standardized(**rows([1000.0, 1000.5, 1001.0], [0] * 3), eps=0.0)
+    value = standardized(**rows_of([1000.0, 1000.5, 1001.0], [0] * 3), eps=0.0)
     np.testing.assert_allclose(value, [-1, 0, 1], rtol=1e-4)
 
 
@@ -176,10 +275,10 @@ def test_rewards_may_be_large_beside_their_differences():
 )
 def test_an_unknown_convention_is_refused(convention: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        standardized(**rows([1.0, 2.0], [0, 0]), **convention)
+        standardized(**rows_of([1.0, 2.0], [0, 0]), **convention)
 
 
-@pytest.mark.parametrize("name", advantages.ADVANTAGES)
+@pytest.mark.parametrize("name", OF_ROWS)
 def test_a_strategy_gives_every_trained_token_the_advantage_of_its_row(name: str):
     lengths = [1, 2, 3, 4, 0, 2, 3, 4, 1, 2]
     given = collected(REWARD, GROUP, VALID, lengths)
@@ -208,6 +307,7 @@ def test_strategies_apply_their_kernels():
 
 @pytest.mark.parametrize("name", advantages.ADVANTAGES)
 def test_labels_of_levels_or_tokens_are_refused_by_row_strategies(name: str):
-    given = collected(REWARD, GROUP, VALID, [4] * 10)
-    with pytest.raises(ValueError, match=f"{name} compares whole rows"):
-        advantages.ADVANTAGES[name](given, jnp.zeros((2, 10), jnp.int32), {})
+    given = tiny_collected()
+    strategy = advantages.ADVANTAGES[name]
+    with pytest.raises(ValueError, match="compares whole rows"):
+        strategy(given, jnp.zeros((2, 12), jnp.int32), advantages.initial_memory(strategy))
