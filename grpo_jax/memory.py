@@ -3,15 +3,14 @@
 import resource
 import sys
 
-import jax
-
 
 def peak_memory() -> tuple[float, str]:
     """Most bytes that were in use at a time, and of what: "device" (the fullest one), where the backend says so.
 
     Else "process": the main memory of this process.
     """
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    jax = sys.modules.get("jax")  # not imported for this: what only looks at the files of a run has no devices
+    stats = [device.memory_stats() or {} for device in jax.local_devices()] if jax else []
     peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
     if peaks:
         return float(max(peaks)), "device"

@@ -216,7 +216,7 @@ SETTINGS = [
     ("recipe.parts.0.term=dapo", r"parts\.0\.term: got 'dapo', but this setting holds the function ppo_clip with"),
     (
         "recipe.parts.0.term.lo=1",
-        r"got 'lo', allowed .*, high, low: did you mean recipe\.parts\.0\.term\.low\? It is now 0\.2",
+        r"got 'lo', allowed .*, high, low, ratio: did you mean recipe\.parts\.0\.term\.low\? It is now 0\.2",
     ),
     ("recipe.parts.0.term.low=x", r"low: got 'x', allowed is a value of type float"),
     ("text_rewards.accuracy.1=inf", r"text_rewards\['accuracy'\]\[1\], its weight: got inf, allowed are finite"),
