@@ -13,7 +13,7 @@ from grpo_jax.objectives import grpo
 from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
-SHARE = 0.05
+SHARE = 0.075
 """Of the completions: those on which the reward of the variant "hostile" goes wrong."""
 TASK = Chain(operands=3, operators="+-", styles=(0.3, 0.0, 0.7), dropped_tag=0.25)
 

@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
     sampling=Sampling(max_tokens=DATA.completion_width, stop=(DATA.tokenizer.eos,)),
     recipe=grpo(beta=0.0),
     text_rewards=DATA.text_rewards(match="stated"),
-    train=Train(steps=110, prompts=64, group_size=8, epochs=2, minibatches=2),
+    train=Train(steps=120, prompts=32, group_size=8, epochs=2, minibatches=2),
     optimizer=Optimizer(learning_rate=4e-4, warmup=5, schedule="linear", final=0.05),
     warm_start=WarmStart(
         steps=1000,
