@@ -213,6 +213,7 @@ def test_a_line_without_the_category_is_named(train: Train, tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_label_is_chosen_by_a_setting(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture):
     other = ("data.labels=sum", "recipe.grouping.name=sum")
     assert train(QUESTIONS, tmp_path, (*ONE_STEP, *other), BY_CATEGORY) == 0

@@ -124,6 +124,7 @@ def test_kills_in_every_phase_of_several_runs_change_nothing(whole, tmp_path: Pa
     assert_same(folder, whole[0])
 
 
+@pytest.mark.slow
 def test_shared_rollouts_are_the_same_tokens_and_lead_elsewhere(whole, tmp_path: Path):
     words = ("--variants", "mean,descent", "--seeds", "0", "--rollouts", str(tmp_path / "rollouts.jsonl"))
     assert ablate(tmp_path / "shared", *words).returncode == DONE

@@ -40,6 +40,7 @@ MODEL = "model.width=16 model.layers=1 model.heads=1 model.kv_heads=1 model.head
 SIZES = "train.prompts=4 train.group_size=4 evaluation.prompts=8 evaluation.full_prompts=8 evaluation.samples=2"
 WARM = "warm_start.steps=2 warm_start.limit=4 warm_start.gate=0 warm_start.check_every=2 warm_start.rows=4"
 TINY = settings(f"{MODEL} {SIZES} {WARM} train.steps=2")
+ABLATED = f"{TINY} --set train.minibatches=2 --variants grpo-adam,loo-adam --seeds 0"
 TABLE = (r"accuracy, sampled\s+\d", r"length, tokens\s+\d")
 
 COMMANDS = (
@@ -59,8 +60,13 @@ COMMANDS = (
     Short("python experiments/minimal.py", "", (r"accuracy",), quick=False),
     Short("grpo-jax show runs/quickstart --samples worst", "", (*TABLE, r"reward/mean", r"worst of 16 completions")),
     Short(
-        "grpo-jax eval runs/quickstart *", "--prompts 16 --samples 2", (r"16 held-out problems, 2\s+completions", r"%")
+        "grpo-jax eval runs/quickstart *",
+        "--prompts 16 --samples 2 --ks 1,2",
+        (r"16 held-out problems, 2\s+completions", r"%"),
     ),
+    Short("grpo-jax report runs/quickstart runs/mine *", "", (r"compare\.html",)),
+    Short("grpo-jax report runs/quickstart", "", (r"report\.html",)),
+    Short("grpo-jax ablate experiments/ablate_objectives.py", ABLATED, (r"grpo-adam", r"should coincide"), quick=False),
     Short('grpo-jax sample runs/quickstart --prompt "7-7+6-7-2*1=" *', "--samples 2", (r"7-7\+6-7-2\*1=",)),
 )
 PLACEHOLDERS = {"FILE": "questions.jsonl"}
