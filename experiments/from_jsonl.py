@@ -19,6 +19,17 @@ for the format. The policy finds out that it pays to write down every step, and 
 ``--variant by_category`` compares every completion with all those to questions of its category (``data.labels``,
 `groups.by_label`) and not with those to the same question.
 
+Accuracy on all 239 held-out questions, 4 samples each at temperature 1, with 95 % intervals; the whole process from a
+cold start on 2 cores of an AMD EPYC server (`benchmarks/from_jsonl.py`; ``--set seed=SEED``):
+
+    seed   after the warm start      after 120 GRPO steps      greedy            s    CPU s
+    0      58.1 % (53.3 to 62.5)     86.6 % (83.1 to 89.8)     73.2 to 91.2 %   80   128
+    1      55.1 % (50.6 to 59.7)     82.5 % (79.1 to 86.0)     70.7 to 90.0 %   81   129
+    2      56.1 % (51.9 to 60.5)     83.7 % (80.3 to 87.0)     73.2 to 90.4 %   84   136
+
+Of "three steps" 36, 31 and 29 % are right before and 69, 58 and 63 % after; "add", "take away" and "compare" begin
+above 80 %.
+
 For a file of your own set the widths that its lines need: `data.prompt_width` and `data.completion_width` in bytes, and
 with them `sampling.max_tokens` and `model.positions`; an error says which line and how much. With
 ``--set text_rewards.accuracy.0.match=numeric`` an answer of 0.50 is as good as 1/2. If no line has a solution there is
