@@ -1,4 +1,4 @@
-"""Claim: a reward that waits 1 ms a record adds less than 5 % to a step of 256 rows: it scores while one samples.
+"""Claim: a reward that waits 1 ms a record adds about 5 % to a step of 256 rows: it scores while one samples.
 
     python benchmarks/scoring_overlap.py [--rounds 12] [--rewards instant sleeping busy] [--chunks 1 4 8]
                                          [--workers 2 8]

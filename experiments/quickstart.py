@@ -12,8 +12,8 @@ pay.
 Held-out problems are those whose hash is a multiple of 16; training never draws one of them, and the run asserts it.
 
 Measured on 2 cores of an AMD EPYC server, 5 seeds, cold start (`benchmarks/quickstart.py`): sampled held-out accuracy
-from 34.0 % to 99.4 % (median; lowest 97.2 %), greedy 100.0 %, well-formed 99.9 %, in 55 s and 84 CPU
-seconds. 4,300 supervised steps alone reach 50.2 % (``--variant supervised_only``, 84 CPU seconds).
+from 34.0 % to 99.4 % (median; lowest 97.2 %), greedy 100.0 %, well-formed 99.9 %, in 57 s and 90 CPU
+seconds. 4,300 supervised steps alone reach 50.2 % (``--variant supervised_only``, 80 CPU seconds).
 """
 
 from dataclasses import replace
