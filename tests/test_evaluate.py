@@ -193,6 +193,7 @@ def moment(a: float, b: float, k: int) -> float:
     return math.prod((a + j) / (a + b + j) for j in range(k))
 
 
+@pytest.mark.slow
 def test_intervals_of_several_samples_cover_the_truth_about_as_often_as_they_say():
     # 256 prompts whose difficulties come from Beta(0.6, 1.4), 3 samples each; a wrong sample has one wrong answer.
     a, b, seeds = 0.6, 1.4, 250

@@ -90,6 +90,7 @@ def test_the_file_compares_seven_objectives_under_two_optimisers():
     assert [claim.names for claim in claims(file.VARIANTS)] == [("dr_grpo-adam", "loo-adam")]
 
 
+@pytest.mark.slow
 def test_the_script_ends_in_a_table_in_which_the_own_term_has_numbers_of_its_own(root: Path, tmp_path: Path):
     flags = [flag for setting in SMALL for flag in ("--set", setting)]
     words = ["experiments/ablate_objectives.py", "--variants", "grpo-adam,soft-adam", "--seeds", "0"]

@@ -189,6 +189,7 @@ BY_CATEGORY = ("--variant", "by_category")
 ONE_STEP = ("warm_start=None", "train.steps=1", "evaluation.every=1")
 
 
+@pytest.mark.slow
 def test_the_variant_compares_completions_to_all_questions_of_a_category(train: Train, tmp_path: Path):
     assert train(KINDS, tmp_path, (*WARM, "train.steps=2"), BY_CATEGORY) == 0
     rows = [row for row in read(tmp_path / "run" / "samples.jsonl") if row["set"] == "train"]

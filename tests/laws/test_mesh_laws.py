@@ -48,6 +48,7 @@ def check_updates(alone: tiny.Results, shape: str, names: tuple[str, ...]) -> No
         assert laid_out_alike(params, policies[0]), name
 
 
+@pytest.mark.slow
 def test_every_update_is_that_of_one_device(alone):
     check_updates(alone, "2x2x2", (*tiny.SPINE, "grpo_by_category"))
 

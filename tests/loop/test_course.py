@@ -333,6 +333,7 @@ def test_rewards_on_text_and_on_tokens_lead_to_the_same_samples(plain: tuple[Pat
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_mesh_samples_the_same_tokens_and_learns_the_same(plain: tuple[Path, grpo_jax.Summary], tmp_path: Path):
     folder = tmp_path / "run"
     summary = grpo_jax.run(dataclasses.replace(VARIANTS["mesh"], seed=SEED), folder)

@@ -59,7 +59,9 @@ def test_runs_that_differ_in_their_recipe_share_all_but_the_update(monkeypatch: 
     assert (others[0], others[1], others[3]) == (sample, refer, reward) and others[2] is not learn
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["in this process", "in workers"])
+@pytest.mark.parametrize(
+    "own", [pytest.param(False, marks=pytest.mark.slow), True], ids=["in this process", "in workers"]
+)
 def test_chunks_change_neither_tokens_nor_rewards(own: bool):
     experiment = VARIANTS["text"] if own else dataclasses.replace(VARIANTS["text"], text_rewards=DATA.text_rewards())
     state, prompts = init_state(0, step_settings(experiment).gradient), experiment.data.draw(0, np.arange(16, 24))

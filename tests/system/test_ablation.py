@@ -102,6 +102,7 @@ def test_a_warm_start_is_done_once_for_each_seed(whole):
     assert starts[0] and all(start == starts[0] for start in starts)
 
 
+@pytest.mark.slow
 def test_the_same_command_after_a_kill_ends_with_the_same_table(whole, tmp_path: Path):
     # At the end of the third variant, whose optimiser is not that of its warm start; `broken` has still to diverge.
     folder = tmp_path / "ablation"

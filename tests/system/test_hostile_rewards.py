@@ -84,7 +84,8 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         kind = import_module("_misbehave").kind
         samples = [row for row in read(folder / "run" / "samples.jsonl") if row["set"] == "train"]
         kinds = [kind(Record(row["prompt"], row["completion"], (), ""), share=SHARE) for row in samples]
-    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if folder / "run" not in path.parents]
+    there = [path.relative_to(folder) for path in folder.rglob("*") if folder / "run" not in path.parents]
+    files = [str(path) for path in there if path.parts[0] != "__pycache__"]  # which Python leaves of the file itself
     return Run(code, read(folder / "run" / "metrics.jsonl"), samples, kinds, left, sorted(files), pools)
 
 

@@ -90,7 +90,11 @@ MANY = [("saving", 1), ("evaluation", 8), ("commit", 1), ("term", 34 * 2 + 14), 
 """Deaths while the second state of GRPO is saved, in an evaluation, at a commit, on being told to leave, at the end."""
 
 
-@pytest.mark.parametrize("faults", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "faults",
+    [pytest.param(FEW, marks=pytest.mark.slow), pytest.param(MANY, marks=pytest.mark.slow)],
+    ids=["few", "many"],
+)
 def test_a_run_that_was_killed_keeps_what_it_would_have_kept(
     faults: Sequence[tuple[str, int]], run: Path, tmp_path: Path
 ):

@@ -16,7 +16,7 @@ from grpo_jax.data import assert_disjoint
 from grpo_jax.rewards.text import Record, accuracy
 
 SIGNS = dict.fromkeys(("gets", "finds", "buys", "wins"), 1) | dict.fromkeys(("loses", "eats", "sells", "drops"), -1)
-COUNTS = {"add": 150, "take away": 150, "compare": 150, "choose": 200, "two steps": 850, "three steps": 950}
+COUNTS = {"add": 200, "take away": 200, "compare": 200, "choose": 250, "two steps": 1100, "three steps": 500}
 LINES = 2450
 
 
