@@ -1,11 +1,16 @@
 """What a run is set up from."""
 
 import dataclasses
+from pathlib import Path
 
+import jax
 import pytest
 
+from grpo_jax.checkpoint import Checkpoints
 from grpo_jax.experiment import Evaluation, Scoring, Train
-from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
+from grpo_jax.loop.setup import chunks, first_states, judge, plan, problems, workers
+from grpo_jax.revisit import restore
+from grpo_jax.updates import SGD
 from tests.rewards import odd
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 
@@ -57,3 +62,14 @@ def test_there_are_workers_enough_to_wait_side_by_side(monkeypatch: pytest.Monke
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
         workers(dataclasses.replace(VARIANTS["text"], scoring=Scoring(workers=asked)))
     assert seen == [8, 64, 3]
+
+
+@pytest.mark.parametrize("phase", [0, 1], ids=["warm start", "GRPO"])
+def test_a_checkpoint_of_either_phase_is_found_where_they_have_optimisers_of_their_own(phase: int, tmp_path: Path):
+    experiment = dataclasses.replace(PLAIN, optimizer=SGD(learning_rate=0.1))
+    state = first_states(experiment, None)[phase]
+    kept = Checkpoints(tmp_path / "checkpoints", identity={}, keep_last=1)
+    kept.save(3, state, {"phase": "grpo", "step": 3})
+    kept.wait()
+    assert jax.tree.structure(restore(kept, experiment).state) == jax.tree.structure(state)
+    kept.close()
