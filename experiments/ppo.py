@@ -30,7 +30,7 @@ EXPERIMENT = replace(
     name="ppo-head",
     model=replace(QUICKSTART.model, critic="head"),
     recipe=ppo_critic(),
-    train=replace(QUICKSTART.train, prompts=256, group_size=1),
+    train=replace(QUICKSTART.train, steps=100, prompts=256, group_size=1),
 )
 TOWER = replace(EXPERIMENT, name="ppo-tower", model=replace(QUICKSTART.model, critic="tower"))
 
