@@ -69,7 +69,12 @@ class _Piece(NamedTuple):
 
 def begin(params: Params, settings: Gradient) -> optax.OptState:
     """What the optimiser keeps of `params` before its first update."""
-    return build(settings.optimizer, settings.updates).init(params)
+    return _optimizer(settings).init(params)
+
+
+def _optimizer(settings: Gradient) -> optax.GradientTransformation:
+    taught = None if settings.model.critic is None else "value" in objectives.wants(settings.recipe)
+    return build(settings.optimizer, settings.updates, critic=taught)
 
 
 def update(
@@ -91,7 +96,7 @@ def update(
     score = partial(statistics, settings=settings, mesh=mesh, reference=reference)
     arranged = batches.arrange(batch, settings.group_size)
     levels = batches.has_levels(batch)
-    optimizer = build(settings.optimizer, settings.updates)
+    optimizer = _optimizer(settings)
     order = _order(settings, batch.rollouts.prompts.length.shape[0], key)
     weight = metrics.diagnostic_weight(batch) * settings.minibatches
 
