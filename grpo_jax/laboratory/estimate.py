@@ -69,7 +69,8 @@ def every_batch(completions: int, rows: int) -> np.ndarray:
     """
     if completions**rows > LIMIT:
         raise ValueError(
-            f"every_batch: got {completions}^{rows} batches, allowed {LIMIT}: take fewer rows or completions, or sampled"
+            f"every_batch: got {completions}^{rows} batches, allowed {LIMIT}: take fewer rows or completions, or draw"
+            " batches at random with sampled"
         )
     return np.indices((completions,) * rows, np.int32).reshape(rows, -1).T
 

@@ -70,5 +70,7 @@ def _following(context: Context, vocab: int, grammar: Mapping[Context, Sequence[
     """Tokens that may follow `context`."""
     tokens = grammar.get(context, range(vocab))
     if not tokens or not all(0 <= token < vocab for token in tokens):
-        raise ValueError(f"grammar[{context}]: got {list(tokens)}, allowed are tokens from 0 to {vocab - 1}, at least one")
+        raise ValueError(
+            f"grammar[{context}]: got {list(tokens)}, allowed are tokens from 0 to {vocab - 1}, at least one"
+        )
     return tokens

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from grpo_jax import laboratory as lab
-from grpo_jax import objectives as o
 from grpo_jax.advantages import (
     batch_centered,
     gae,
@@ -21,59 +20,90 @@ from grpo_jax.advantages import (
     reinforce_batch_norm,
     remax,
 )
+from grpo_jax.groups import Memory
+from grpo_jax.types import Array, Collected
 from tests.laboratory.worlds import bandit, chain, compiled, measured, near, recipe
 
 WRONG = 0.7
 """What the critic that is wrong is off by, up in one state and down in the next."""
 
 
+def apart(collected: Collected, labels: Array, memory: Memory, *, size: int) -> tuple[Array, Memory]:
+    """The leave-one-out advantages minus the mean-only ones times G / (G - 1)."""
+    others, own = (strategy(collected, labels, memory)[0] for strategy in (group_leave_one_out, group_centered))
+    return others - own * size / (size - 1), memory
+
+
 @pytest.fixture(scope="module")
-def found():
+def arms() -> dict:
     """Results by (world, baseline)."""
+    strategies = {
+        "mean": group_centered,
+        "mean of the others": group_leave_one_out,
+        "mean of the batch": batch_centered,
+        "over the deviation": group_standardized,
+        "over the deviation of the batch": reinforce_batch_norm,
+        "apart": partial(apart, size=3),
+    }
     with jax.enable_x64(True):
-        arms, one, words = bandit(), bandit(prompts=1), chain()
-        value = compiled(lab.state_values)(words.completions, words.logits, words.reward)
-        off = np.where(words.completions.state % 2 == 0, WRONG, -WRONG)
-        words = {"right": words.replace(value=jnp.asarray(value)), "wrong": words.replace(value=jnp.asarray(value + off))}
-        strategies = {
-            "mean": group_centered,
-            "mean of the others": group_leave_one_out,
-            "mean of the batch": batch_centered,
-            "over the deviation": group_standardized,
-            "over the deviation of the batch": reinforce_batch_norm,
-        }
-        by_length = {
-            "nothing": outcome,
-            "a known number": remax,
-            "mean by length": opo,
-            "mean by energy": optimal_token_baseline,
-            "critic, lambda 0": partial(gae, lam=0.0),
-            "critic, lambda 0.6": partial(gae, lam=0.6),
-            "critic, lambda 1": partial(gae, lam=1.0),
-        }
         rules = {name: recipe(strategy) for name, strategy in strategies.items()}
-        moments = measured({"two arms": arms}, rules, group_size=2) | measured({"arms": one}, rules, group_size=3)
-        moments |= measured(words, {name: recipe(strategy) for name, strategy in by_length.items()}, group_size=2)
-        return moments
+        found = measured({"one": bandit(prompts=1)}, rules, group_size=3)
+        few = {name: rules[name] for name in ("mean", "mean of the batch", "over the deviation of the batch")}
+        return found | measured({"two": bandit()}, few, group_size=2)
+
+
+@pytest.fixture(scope="module")
+def words() -> dict:
+    """Results by (critic, baseline)."""
+    strategies = {
+        "nothing": outcome,
+        "a known number": remax,
+        "mean by length": opo,
+        "mean by energy": optimal_token_baseline,
+        "critic, lambda 0": partial(gae, lam=0.0),
+        "critic, lambda 0.6": partial(gae, lam=0.6),
+        "critic, lambda 1": partial(gae, lam=1.0),
+    }
+    with jax.enable_x64(True):
+        world = chain()
+        value = compiled(lab.state_values)(world.completions, world.logits, world.reward)
+        off = np.where(world.completions.state % 2 == 0, WRONG, -WRONG)
+        worlds = {"right": jnp.asarray(value), "wrong": jnp.asarray(value + off)}
+        worlds = {name: world.replace(value=x) for name, x in worlds.items()}
+        rules = {name: recipe(strategy) for name, strategy in strategies.items()}
+        return measured(worlds, rules, group_size=2)
 
 
 @pytest.mark.parametrize(
     ("world", "baseline", "factor"),
     [
-        ("two arms", "mean", 1 / 2),
-        ("arms", "mean", 2 / 3),
-        ("two arms", "mean of the batch", 3 / 4),
-        ("arms", "mean of the batch", 2 / 3),
-        ("two arms", "mean of the others", 1.0),
-        ("arms", "mean of the others", 1.0),
+        ("two", "mean", 1 / 2),
+        ("one", "mean", 2 / 3),
+        ("two", "mean of the batch", 3 / 4),
+        ("one", "mean of the batch", 2 / 3),
+        ("one", "mean of the others", 1.0),
     ],
 )
-def test_a_mean_that_includes_the_sample_shrinks_the_gradient_by_its_share(found, world: str, baseline: str, factor):
+def test_a_mean_that_includes_the_sample_shrinks_the_gradient_by_its_share(arms: dict, world, baseline, factor):
     """RLOO (arXiv 2402.14740), Dr. GRPO (2503.20783, appendix A): of n rewards in the mean one is the sample's own."""
-    compared = found[world, baseline]
+    compared = arms[world, baseline]
     near([compared.factor, compared.aside], [factor, 0.0])
 
 
+def test_leave_one_out_is_the_mean_only_advantage_times_a_number_on_every_batch(arms: dict):
+    """RLOO = G / (G - 1) Dr. GRPO, not on average but batch by batch: the mean square of the difference is 0."""
+    assert arms["one", "apart"].square < 1e-28 < arms["one", "mean"].square
+
+
+@pytest.mark.parametrize(
+    ("world", "baseline"), [("one", "over the deviation"), ("two", "over the deviation of the batch")]
+)
+def test_dividing_by_a_deviation_of_the_sample_points_elsewhere(arms: dict, world: str, baseline: str):
+    """GRPO (arXiv 2402.03300) and REINFORCE++ (2501.03262): no multiple of the gradient, however many batches."""
+    assert arms[world, baseline].aside > 0.01
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "baseline"),
     [
@@ -85,49 +115,37 @@ def test_a_mean_that_includes_the_sample_shrinks_the_gradient_by_its_share(found
         ("wrong", "critic, lambda 1"),
     ],
 )
-def test_what_does_not_depend_on_the_action_does_not_bias(found, world: str, baseline: str):
+def test_what_does_not_depend_on_the_action_does_not_bias(words: dict, world: str, baseline: str):
     """Williams 1992; GAE (arXiv 1506.02438, section 3): the exact values for any lambda, any values for lambda 1."""
-    compared = found[world, baseline]
+    compared = words[world, baseline]
     near([compared.factor, compared.aside], [1.0, 0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "baseline"),
     [
         ("right", "mean by length"),
         ("right", "mean by energy"),
-        ("arms", "over the deviation"),
-        ("two arms", "over the deviation of the batch"),
         ("wrong", "critic, lambda 0"),
         ("wrong", "critic, lambda 0.6"),
     ],
 )
-def test_what_depends_on_the_action_otherwise_points_elsewhere(found, world: str, baseline: str):
-    """OPO, optimal token baseline, GRPO and REINFORCE++ are no multiple of the gradient; nor is a wrong critic."""
-    assert found[world, baseline].aside > 0.01
+def test_what_depends_on_the_action_otherwise_points_elsewhere(words: dict, world: str, baseline: str):
+    """OPO (arXiv 2505.23585) and the optimal token baseline weigh by the sample's own length; a critic may be wrong."""
+    assert words[world, baseline].aside > 0.01
 
 
-def test_the_values_of_a_critic_lower_the_variance(found):
+@pytest.mark.slow
+def test_the_values_of_a_critic_lower_the_variance(words: dict):
     """GAE (arXiv 1506.02438): the less of the return is used, the less of its noise."""
-    spread = [found["right", f"critic, lambda {lam}"].variance for lam in ("0", "0.6", "1")]
-    assert spread[0] < spread[1] < spread[2] < found["right", "nothing"].variance
+    spread = [words["right", f"critic, lambda {lam}"].variance for lam in ("0", "0.6", "1")]
+    assert spread[0] < spread[1] < spread[2] < words["right", "nothing"].variance
 
 
-def test_leave_one_out_is_the_mean_only_advantage_times_a_number_on_every_batch():
-    """RLOO = G / (G - 1) Dr. GRPO, not on average but batch by batch."""
-    with jax.enable_x64(True):
-        world, size = bandit(), 2
-        chosen = jnp.asarray(lab.every_batch(3, 4))
-        each = [
-            compiled(jax.vmap(partial(lab.gradient, world, rule, group_size=size)))(chosen)[1]
-            for rule in (o.rloo(), o.dr_grpo(constant=1.0))
-        ]
-        near(each[0], each[1] * size / (size - 1))
-        assert np.abs(each[0]).max() > 0.1
-
-
+@pytest.mark.slow
 def test_the_best_constant_baseline_weighs_rewards_by_squared_scores_and_opo_by_length():
-    """OPO (arXiv 2505.23585): E[|score|^2 R] / E[|score|^2], which is E[n R] / E[n] where |score|^2 is in proportion to n.
+    """OPO (arXiv 2505.23585): E[|score|^2 R] / E[|score|^2], which is E[n R] / E[n] where |score|^2 is as the length n.
 
     So it is for a uniform policy with a state for every beginning: |grad log p|^2 = 1 - 1/V at every token.
     """

@@ -61,7 +61,9 @@ def found():
         for name, kernel in (("k1", o.k1), ("k3", o.k3)):
             paid = partial(o.penalized_outcome, advantage=group_leave_one_out, coef=BETA, estimator=kernel)
             rules[f"{name} in the reward"] = recipe(paid)
-        both = [compiled(lambda given: {name: truths(world) for name, world in given.items()})(x) for x in (arms, words)]
+        both = [
+            compiled(lambda given: {name: truths(world) for name, world in given.items()})(x) for x in (arms, words)
+        ]
         moments = [measured(x, rules, group_size=2) for x in (arms, words)]
         return SimpleNamespace(moments=moments[0] | moments[1], truth=both[0] | both[1])
 

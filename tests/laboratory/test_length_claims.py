@@ -89,7 +89,7 @@ def test_the_mean_over_the_row_shortens_right_answers_and_lengthens_wrong_ones(d
 
 
 def test_while_most_answers_are_wrong_the_mean_over_the_row_lengthens_them(drift: dict):
-    """The part of it that shows in training curves: with few right answers the mean length grows, with many it falls."""
+    """What shows in training curves: with few right answers the mean length grows, with many it falls."""
     assert drift["hard", "row"]["all"] > 0 > drift["easy", "row"]["all"]
 
 
@@ -104,7 +104,9 @@ def test_the_weight_of_a_token_falls_with_the_length_of_its_row():
     """Sequence mean: a token of a right answer of n tokens weighs A / n; its sum over the answer is A whatever n."""
     with jax.enable_x64(True):
         world = answers(0.5)
-        short, long, wrong = (row_of(world, words) for words in ((RIGHT, 0, 0, 0), (RIGHT, RIGHT, RIGHT, 0), (WRONG, 0, 0, 0)))
+        short, long, wrong = (
+            row_of(world, words) for words in ((RIGHT, 0, 0, 0), (RIGHT, RIGHT, RIGHT, 0), (WRONG, 0, 0, 0))
+        )
         rule = recipe(group_centered, aggregation=o.sequence_mean_token_mean)
         batches = jnp.asarray([[short, wrong], [long, wrong]], jnp.int32)
         slope = compiled(jax.vmap(partial(lab.gradient, world, rule, group_size=2)))(batches)[1]

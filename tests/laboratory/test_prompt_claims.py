@@ -10,7 +10,6 @@ from functools import partial
 from math import comb
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -64,7 +63,7 @@ def test_dividing_by_the_deviation_favours_prompts_of_low_variance(weight: dict)
 
 
 def test_with_groups_of_two_the_division_changes_nothing_but_the_scale():
-    """Of two answers one is right or the group is tied: sqrt(c (G - c)) takes one value. The preference grows with G."""
+    """Of two answers one is right or the group is tied: sqrt(c (G - c)) has one value. The preference grows with G."""
     with jax.enable_x64(True):
         worlds = {str(p): coins(np.asarray([p])) for p in P}
         found = measured(worlds, {"grpo": recipe(partial(group_standardized, eps=0.0))}, group_size=2)
@@ -108,9 +107,8 @@ def test_passk_as_published_climbs_something_else(weight: dict):
 def test_dropping_tied_groups_changes_the_objective():
     """DAPO (arXiv 2503.14476, equation 11): a prompt weighs the more, the more often the other one is dropped.
 
-    With t the probability of a tied group, the prompts' shares of the mean go from 1/2 to (1 + t of the other) / 2. With
-    resampling until all groups tell something, the limit of dynamic sampling, they go to 1 / (1 - t of its own). GPG
-    (arXiv 2504.02546) multiplies by rows / rows of groups that tell something: the same as dropping.
+    With t the probability of a tied group, the share of a prompt in the mean goes from 1/2 to (1 + t of the other) / 2.
+    GPG (arXiv 2504.02546) multiplies by rows / rows of groups that tell something: the same as dropping.
     """
     size, p = 3, np.asarray([0.05, 0.4])
     tied = p**size + (1 - p) ** size
