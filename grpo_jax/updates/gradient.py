@@ -128,10 +128,8 @@ def _prepared(
     if not settings.recipe.prepare:
         return mini
     rows = batches.flatten(mini, levels=levels)
-    stats = jax.lax.stop_gradient(_stats(params, rows, settings, mesh))
-    for number, prepare in enumerate(settings.recipe.prepare):
-        rows = prepare(stats, rows, jax.random.fold_in(key, number))
-    return batches.arrange(rows, settings.group_size)
+    stats = _stats(params, rows, settings, mesh)
+    return batches.arrange(objectives.prepared(settings.recipe, stats, rows, key), settings.group_size)
 
 
 def _accumulate(
