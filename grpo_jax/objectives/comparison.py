@@ -309,7 +309,7 @@ def _check(recipes: Mapping[str, Recipe], batches: Mapping[str, Batch]) -> None:
 
 
 def _check_fields(name: str, recipe: Recipe, stats: TokenStats, batch: Batch) -> None:
-    there = {field for field, value in {**vars(stats), "logp_ref": batch.logp_ref}.items() if value is not None}
+    there = {field for field, value in {**vars(batch), **vars(stats)}.items() if value is not None}
     missing = sorted(set(wants(recipe)) - there)
     if missing:
         remedy = {"logp_ref": "collect the rows with log-probabilities of a reference"}

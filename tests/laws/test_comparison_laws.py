@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import models, objectives, train
+from grpo_jax import models, objectives
 from grpo_jax.advantages import group_leave_one_out
 from grpo_jax.types import Params, Rollouts, TokenStats
 from grpo_jax.updates import SGD
@@ -84,7 +84,7 @@ def test_variants_that_algebra_says_coincide_have_cosine_one_on_what_they_sample
     params, rows = tiny.policy(), tiny.rows()
 
     def on_policy(rollouts: Rollouts, params: Params) -> objectives.Comparison:
-        logp = train.reference_rows(params, rollouts, model=tiny.MODEL, temperature=1.0, group_size=tiny.G)
+        logp = forward(params, rollouts).logp
         return applied(objectives.compare, COINCIDING, rollouts.replace(logp=logp, logp_full=logp), params, params)
 
     found = jax.jit(on_policy, compiler_options=tiny.QUICK)(rows, params)

@@ -9,6 +9,7 @@ actions 0, 1 and 2, 1. Advantages of a prompt sum to 0, so p cancels: with weigh
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from grpo_jax.objectives import Part, Recipe, ppo_clip, reinforce, sequence_mean
 from grpo_jax.types import Batch, Collected, Params, Prompts, Reward, Rollouts, TokenStats
 
 ACTIONS, REWARDS = (0, 1, 2, 1), (1.0, 0.0, 3.0, 0.0)
-UNIFORM = {"logits": np.zeros(3, np.float32)}
+UNIFORM: Params = {"logits": jnp.zeros(3)}
 RAW = Recipe((Part(sequence_mean_token_sum, reinforce),), group_centered, by_prompt)
 UNIT = dataclasses.replace(RAW, advantage=partial(group_standardized, std="population", eps=0.0))
 CLIPPED = dataclasses.replace(RAW, parts=(Part(sequence_mean_token_sum, ppo_clip),))
@@ -42,6 +43,11 @@ def bandit(params: Params, rollouts: Rollouts) -> TokenStats:
     return TokenStats(logp=logp[rollouts.tokens], entropy=entropy)
 
 
+def record(kind: Any, **fields: Any) -> Any:
+    """A record of numpy arrays."""
+    return kind(**fields)
+
+
 def collected(
     actions: tuple = ACTIONS,
     rewards: tuple = REWARDS,
@@ -57,8 +63,9 @@ def collected(
         np.full((rows, 1), -np.log(3.0), np.float32) - np.log(np.asarray(ratio or (1.0,) * rows, np.float32))[:, None]
     )
     ones = np.ones(rows, np.int32)
-    rollouts = Rollouts(
-        prompts=Prompts(tokens=index[:, None], length=np.ones_like(index), draw=index, row=index),
+    rollouts = record(
+        Rollouts,
+        prompts=record(Prompts, tokens=index[:, None], length=np.ones_like(index), draw=index, row=index),
         prompt=np.asarray(prompt, np.int32),
         sample=np.arange(rows, dtype=np.int32),
         tokens=np.asarray(actions, np.int32)[:, None],
@@ -92,7 +99,7 @@ def program(names: tuple[str, ...], **how) -> Callable:
 
     def call(given: Collected) -> tuple[o.Comparison, Params]:
         made = batches(recipes, given)
-        return tuple(f(recipes, made, bandit, UNIFORM, **how) for f in (o.compare, o.gradients))
+        return o.compare(recipes, made, bandit, UNIFORM, **how), o.gradients(recipes, made, bandit, UNIFORM, **how)
 
     return quick(call)
 

@@ -1,5 +1,7 @@
 """Sums over prompts of what a forward pass pulls back, and inner products of trees."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,12 @@ from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Params, Prompts, Rollouts, TokenStats
 
 INDEX = np.arange(2, dtype=np.int32)
-WEIGHT = {"w": np.asarray([2.0, 3.0, 5.0], np.float32)}
+WEIGHT: Params = {"w": jnp.asarray([2.0, 3.0, 5.0])}
+
+
+def record(kind: Any, **fields: Any) -> Any:
+    """A record of numpy arrays."""
+    return kind(**fields)
 
 
 def rollouts(prompt: tuple[int, ...]) -> Rollouts:
@@ -19,8 +26,9 @@ def rollouts(prompt: tuple[int, ...]) -> Rollouts:
     rows = np.arange(len(prompt), dtype=np.int32)
     tokens = np.stack([rows % 3, np.full_like(rows, 2)], axis=1)
     zero = np.zeros(tokens.shape, np.float32)
-    made = Rollouts(
-        prompts=Prompts(tokens=INDEX[:, None] + 7, length=INDEX + 1, draw=INDEX, row=INDEX),
+    made = record(
+        Rollouts,
+        prompts=record(Prompts, tokens=INDEX[:, None] + 7, length=INDEX + 1, draw=INDEX, row=INDEX),
         prompt=np.asarray(prompt, np.int32),
         sample=rows,
         tokens=tokens,
@@ -76,4 +84,4 @@ def test_inner_products_are_sums_over_leaves_wherever_these_lie():
     split = {name: jax.device_put(x, NamedSharding(mesh, places[name])) for name, x in tree.items()}
     program = jax.jit(products).lower(split, split).compile()
     np.testing.assert_allclose(program(split, split), flat @ flat.T, rtol=1e-5)
-    assert "all-gather" not in program.as_text()  # each shard sums its own part
+    assert "all-gather" not in (program.as_text() or "all-gather")  # each shard sums its own part
