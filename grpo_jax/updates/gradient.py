@@ -178,10 +178,7 @@ def _prepared(params: Params, mini: Batch, settings: Gradient, key: Array, level
     if not settings.recipe.prepare:
         return mini
     rows = batches.flatten(mini, levels=levels)
-    stats = jax.lax.stop_gradient(score(params, rows))
-    for number, prepare in enumerate(settings.recipe.prepare):
-        rows = prepare(stats, rows, jax.random.fold_in(key, number))
-    return batches.arrange(rows, settings.group_size)
+    return batches.arrange(objectives.prepared(settings.recipe, score(params, rows), rows, key), settings.group_size)
 
 
 def _accumulate(
