@@ -21,16 +21,24 @@ the place of GRPO's in a clipped surrogate with the mean over tokens.
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import jax.numpy as jnp
 
 from grpo_jax import cli
 from grpo_jax.advantages import ADVANTAGES
 from grpo_jax.experiment import Evaluation, Experiment, Train
 from grpo_jax.groups import by_prompt
 from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, token_mean
+from grpo_jax.train import TokenReward
+from grpo_jax.types import Reward, Rollouts
 
-QUICKSTART: Experiment = cli.load(Path(__file__).with_name("quickstart.py")).EXPERIMENT
+_FILE = cli.load(Path(__file__).with_name("quickstart.py"))
+QUICKSTART: Experiment = _FILE.EXPERIMENT
+REWARD: TokenReward = _FILE.TASK.reward(format_weight=0.2)
+(END_OF_THOUGHT,) = QUICKSTART.data.tokenizer.encode("</think>", specials=True)
 LEAST_RISE = 0.05
 """Five points of reward."""
 
@@ -54,18 +62,33 @@ ALONE = (
     "reinforce_batch_norm",
     "reinforce_pp",
     "reinforce_pp_baseline",
+    "optimal_token_baseline",
+    "process_supervision",
 )
 """Advantages that are in no recipe of the library."""
 LEFT_OUT = {
-    "process_supervision": "rewards of steps: this task judges the whole answer",
     "remax": "the reward of a greedy completion of every prompt, which is not sampled in training",
     "gae": "a critic",
     "gae_length_adaptive": "a critic",
-    "optimal_token_baseline": "the squared probabilities of the policy that sampled",
     "role_baseline": "roles of a game: here all prompts are of one kind",
 }
 """Advantages that cannot be tried here, with what they need."""
 ROWS: dict[str, Row] = {name: Row() for name in (*RECIPES, *ALONE)}
+
+
+def in_steps(rollouts: Rollouts, *, reward: TokenReward, thought: int) -> Reward:
+    """`reward` with two steps in every row: the thought up to the token `thought`, then the answer.
+
+    The first step earns the format and the second the answer, each on the token that ends it; outcomes stay as they
+    are. A row that never closes its thought is one step.
+    """
+    found = reward(rollouts)
+    place = jnp.arange(rollouts.tokens.shape[1], dtype=jnp.int32)[None, :]
+    last = place == rollouts.length[:, None] - 1
+    closes = rollouts.mask & (rollouts.tokens == thought) & ~last
+    first = closes & (jnp.cumsum(closes.astype(jnp.int32), axis=1) == 1)
+    paid = [jnp.where(at, found.components[name][:, None], 0.0) for at, name in ((first, "format"), (last, "accuracy"))]
+    return found.replace(token=sum(paid), step_end=first | last)
 
 
 def of_advantage(name: str) -> Recipe:
@@ -84,6 +107,9 @@ VARIANTS = {
     **{name: replace(EXPERIMENT, recipe=recipe) for name, recipe in RECIPES.items()},
     **{name: replace(EXPERIMENT, recipe=of_advantage(name)) for name in ALONE},
 }
+VARIANTS["process_supervision"] = replace(
+    VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
+)
 SEEDS = (0, 1, 2)
 EXPECTED = (
     ("*", "nonfinite", 0, 0),

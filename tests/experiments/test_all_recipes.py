@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import all_recipes as file
@@ -12,6 +14,7 @@ from grpo_jax.ablation import command
 from grpo_jax.advantages import ADVANTAGES
 from grpo_jax.journal import read
 from grpo_jax.objectives import RECIPES, functions
+from grpo_jax.types import Array, Prompts, Reward, Rollouts
 
 SMALL = (
     "model.width=16 model.layers=1 model.hidden=32 model.heads=2 model.kv_heads=2 model.head_width=8 train.steps=2"
@@ -74,3 +77,46 @@ def test_a_shortened_study_ends_in_the_numbers_of_its_journals(
     assert plain == pytest.approx(weighed, rel=1e-3) and len(plain) == 2
     table = (tmp_path / "x" / "table.md").read_text()
     assert "| every variant: nonfinite | 0 | 0 | yes |" in table and "| tis: rise | at least 0.05 |" in table
+
+
+def rows_of(tokens: Array, *, length: Array) -> Rollouts:
+    """Rows with these tokens, each of a prompt of its own."""
+    index, nothing = jnp.arange(tokens.shape[0], dtype=jnp.int32), jnp.zeros(tokens.shape)
+    return Rollouts(
+        prompts=Prompts(tokens=index[:, None], length=index * 0 + 1, draw=index, row=index),
+        prompt=index,
+        sample=index * 0,
+        tokens=tokens,
+        length=length,
+        stopped=index >= 0,
+        mask=jnp.arange(tokens.shape[1])[None, :] < length[:, None],
+        logp=nothing,
+        logp_full=nothing,
+        version=index * 0,
+    )
+
+
+def graded(rollouts: Rollouts) -> Reward:
+    """A format of 0.25, 0.5 and 0.125, answers of 1, 0.5 and 0.75."""
+    del rollouts
+    components = {"format": jnp.array([0.25, 0.5, 0.125]), "accuracy": jnp.array([1.0, 0.5, 0.75])}
+    return Reward(outcome=jnp.array([3.0, 4.0, 5.0]), valid=jnp.ones(3, bool), components=components)
+
+
+def test_the_steps_of_a_completion_by_hand():
+    # Thoughts 1 2 </think> answer; one without an end of its thought; one that is cut off right at it.
+    end = file.END_OF_THOUGHT
+    tokens = jnp.array([[1, 2, end, 7, 8], [1, 2, 3, 4, 0], [1, end, 0, 0, 0]], jnp.int32)
+    rollouts = rows_of(tokens, length=jnp.array([5, 4, 2], jnp.int32))
+    found = file.in_steps(rollouts, reward=graded, thought=end)
+    assert np.asarray(found.step_end).tolist() == [
+        [False, False, True, False, True],
+        [False, False, False, True, False],
+        [False, True, False, False, False],
+    ]
+    assert found.token is not None and np.asarray(found.token).tolist() == [
+        [0, 0, 0.25, 0, 1],
+        [0, 0, 0, 0.5, 0],
+        [0, 0.75, 0, 0, 0],
+    ]
+    assert np.asarray(found.outcome).tolist() == [3.0, 4.0, 5.0]
