@@ -36,6 +36,7 @@ from grpo_jax.objectives.control import (
     following,
     gated,
     initial_values,
+    measured,
     proportional,
     stepping,
 )
@@ -251,6 +252,7 @@ __all__ = [
     "luffy",
     "luspo",
     "masked_importance",
+    "measured",
     "mis_sequence",
     "mismatch",
     "mismatch_mean",

@@ -62,7 +62,8 @@ def records(arrays: Mapping, prompts: int = 4) -> tuple[TokenStats, Collected]:
     )
     reward = Reward(outcome=arrays["reward"], valid=arrays["valid"])
     collected = Collected(rollouts=rollouts, reward=reward, logp_old=arrays["logp_old"], logp_ref=arrays["logp_ref"])
-    return TokenStats(logp=arrays["logp"], entropy=arrays["entropy"]), collected
+    # Any number that is not negative may stand for the divergence: no law knows where it comes from.
+    return TokenStats(logp=arrays["logp"], entropy=arrays["entropy"], kl_full=arrays["entropy"]), collected
 
 
 def batch_of(collected: Collected, recipe: o.Recipe, stats: TokenStats | None = None) -> Batch:
