@@ -14,26 +14,24 @@ import jax.numpy as jnp
 from grpo_jax import masked
 from grpo_jax.groups import tied
 from grpo_jax.objectives import (
-    LogRatio,
     Recipe,
     Term,
     clean,
+    clip_shares,
+    clipped_high,
+    clipped_low,
     functions,
-    interval,
     k3,
     kl_exact,
     kl_penalty,
     log_ratio,
     needs,
     over_old,
-    stopped_by_clip,
     value_clip,
     wants,
 )
+from grpo_jax.objectives.clipping import CLAMP
 from grpo_jax.types import Array, Batch, Metrics, Reward, Rollouts, TokenStats
-
-CLAMP = 20.0
-"""Diagnostics clip log-ratios to +- this: exp(20) is past every alarm, and a finite number can be plotted."""
 
 
 @needs("entropy")
@@ -51,22 +49,6 @@ def kl_old(stats: TokenStats, batch: Batch) -> Array:
     Unlike the plain mean of logp_old - logp it is never negative, and it is exactly 0 on the first update of a batch.
     """
     return k3(log_ratio(stats, batch, clamp=CLAMP))
-
-
-def clipped_low(
-    stats: TokenStats, batch: Batch, *, low: float = 0.2, bounds: str = "relative", ratio: LogRatio = log_ratio
-) -> Array:
-    """1 where the lower bound stops the gradient: r < 1 - low and A < 0 -> f32[N,T]; arguments as in `ppo_clip`."""
-    r, (lower, _) = jnp.exp(ratio(stats, batch, clamp=CLAMP)), interval(low, None, bounds)
-    return stopped_by_clip(r, batch.advantage, lower, None).astype(r.dtype)
-
-
-def clipped_high(
-    stats: TokenStats, batch: Batch, *, high: float = 0.2, bounds: str = "relative", ratio: LogRatio = log_ratio
-) -> Array:
-    """1 where the upper bound stops the gradient: r > 1 + high and A > 0 -> f32[N,T]; arguments as in `ppo_clip`."""
-    r, (_, upper) = jnp.exp(ratio(stats, batch, clamp=CLAMP)), interval(None, high, bounds)
-    return stopped_by_clip(r, batch.advantage, None, upper).astype(r.dtype)
 
 
 def ratio_moment(stats: TokenStats, batch: Batch, *, power: int) -> Array:
@@ -92,15 +74,8 @@ def diagnostics(recipe: Recipe) -> dict[str, Term]:
     the bounds are meant, is read off the same function. A recipe that teaches a critic has ``value/loss``, with its
     own clip and without its coefficient.
     """
-    found = [keywords for function, keywords in functions(recipe.parts) if {"low", "high"} <= keywords.keys()]
-    bounds = found[0] if found else {"low": None, "high": None}
-    meaning = {key: bounds[key] for key in ("bounds", "ratio") if key in bounds}
-    table = dict(DIAGNOSTICS)
-    for name, term in (("low", clipped_low), ("high", clipped_high)):
-        if bounds[name] is None:
-            del table[f"clip/{name}"]
-        else:
-            table[f"clip/{name}"] = partial(term, **{name: bounds[name]}, **meaning)
+    table = {name: term for name, term in DIAGNOSTICS.items() if not name.startswith("clip/")}
+    table |= {f"clip/{side}": term for side, term in clip_shares(recipe.parts).items()}
     for function, keywords in functions(recipe.parts):
         if function is value_clip:
             table["value/loss"] = partial(value_clip, clip=keywords["clip"])

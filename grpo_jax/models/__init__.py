@@ -3,6 +3,7 @@
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import from_policy, without_critic
 from grpo_jax.models.decoder import forward, values
+from grpo_jax.models.fisher import fisher
 from grpo_jax.models.logprobs import logprobs
 from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
 
@@ -10,6 +11,7 @@ __all__ = [
     "ModelConfig",
     "abstract",
     "axes",
+    "fisher",
     "flat",
     "forward",
     "from_policy",

@@ -55,18 +55,18 @@ def logprobs(
     inputs, targets, read = shifted(rollouts, places)
     inputs, targets, read = (constrain(x, mesh, ("prompts", None, None)) for x in (inputs, targets, read))
     params = layers.cast(params, config)
-    x = _completions(params, config, prompts, inputs, mesh)
-    chunk = chunk or max(1024, _LOGITS // config.vocab)
+    x = completions(params, config, prompts, inputs, mesh)
+    chunk = chunk or chunk_of(config)
     score = functools.partial(_score, params, config, temperature=temperature, want=want)
     read_of = x
     if "kl_full" in want and reference is not None:
         fixed = layers.cast(jax.lax.stop_gradient(reference), config)
         score = functools.partial(score, reference=fixed)
-        read_of = jnp.concatenate([x, _completions(fixed, config, prompts, inputs, mesh)], axis=-1)
-    stats = _chunked(score, read_of, targets, chunk, mesh)
+        read_of = jnp.concatenate([x, completions(fixed, config, prompts, inputs, mesh)], axis=-1)
+    stats = chunked(score, read_of, targets, chunk, mesh)
     if "value" in want:
         own = critic.trunk(params)
-        state = x if own is params else _completions(own, config, prompts, inputs, mesh)
+        state = x if own is params else completions(own, config, prompts, inputs, mesh)
         stats["value"] = critic.value(params, state, config)
     stats = {name: places.restore(jnp.where(read, value, 0)) for name, value in stats.items()}
     if "hidden" in want:
@@ -74,7 +74,12 @@ def logprobs(
     return TokenStats(**stats)
 
 
-def _completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: Array, mesh) -> Array:
+def chunk_of(config: ModelConfig) -> int:
+    """Tokens whose logits are computed at a time where nobody says."""
+    return max(1024, _LOGITS // config.vocab)
+
+
+def completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: Array, mesh) -> Array:
     """Output [P, G, T, D] of the last layer at every completion token, from inputs i32[P, G, T]."""
     count, group, width = inputs.shape
     before, seen = prefix(prompts)
@@ -164,7 +169,7 @@ def token_statistics(
     return stats
 
 
-def _chunked(score: Callable, x: Array, targets: Array, chunk: int, mesh) -> dict[str, Array]:
+def chunked(score: Callable, x: Array, targets: Array, chunk: int, mesh) -> dict[str, Array]:
     """`score` of x [P, G, T, D] and targets i32[P, G, T], on every shard `chunk` tokens at a time.
 
     The backward pass computes the logits of a chunk again instead of keeping them.

@@ -1,4 +1,4 @@
-"""Settings of the optimiser, and the optax transformation they stand for."""
+"""Settings of the ways to update, and the optax transformation that those of a gradient stand for."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -72,10 +72,47 @@ class SGD:
         return optax.sgd(rate, momentum=self.momentum or None)
 
 
-AnyOptimizer = Optimizer | SGD
+@dataclass(frozen=True)
+class TrustRegion:
+    """A natural gradient whose length a divergence decides and a line search proves: TRPO, no learning rate.
+
+    `delta` bounds the mean over tokens of KL(old || new), in nats. The direction is what at most `iterations` conjugate
+    gradients find, fewer when their residual falls below `tolerance` times the gradient; `damping` is added to the
+    curvature, whose scale is that of a mean over tokens, and keeps directions that the policy hardly depends on from
+    becoming long. The line search tries the whole step, then `shrink` of it and so on, `backtracks` in all, and takes
+    the first that lowers the loss within `delta`; with `backtracks` 0 it is left out and the whole step is taken: the
+    natural gradient (Kakade 2001), whose divergence is `delta` only to second order. `fisher_share` is the share of the
+    prompts that the curvature is computed from, which most of the time goes into; loss and divergence of the line
+    search are always of all of them. Source: Schulman et al., arXiv 1502.05477, appendix C.
+    """
+
+    delta: float = 0.01
+    damping: float = 0.1
+    iterations: int = 10
+    tolerance: float = 1e-3
+    backtracks: int = 10
+    shrink: float = 0.5
+    fisher_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("delta", self.delta > 0, "> 0 nats a token: set 0.01, the usual one"),
+            ("damping", self.damping >= 0, ">= 0: set 0 to add nothing to the curvature"),
+            ("iterations", self.iterations >= 1, ">= 1: set 10, the usual number"),
+            ("tolerance", 0 <= self.tolerance < 1, "0 <= tolerance < 1: set 0 to spend all iterations"),
+            ("backtracks", self.backtracks >= 0, ">= 0: set 0 to take every step whole"),
+            ("shrink", 0 < self.shrink < 1, "0 < shrink < 1: set 0.5 to halve a step that failed"),
+            ("fisher_share", 0 < self.fisher_share <= 1, "0 < fisher_share <= 1: set 1 to take all prompts"),
+        )
+        for name, fits, allowed in checks:
+            if not fits:
+                raise ValueError(f"optimizer.{name}: got {getattr(self, name)}, allowed {allowed}")
 
 
-def _check(settings: AnyOptimizer, *, positive: tuple[str, ...], averages: tuple[str, ...]) -> None:
+AnyOptimizer = Optimizer | SGD | TrustRegion
+
+
+def _check(settings: Optimizer | SGD, *, positive: tuple[str, ...], averages: tuple[str, ...]) -> None:
     if settings.schedule not in SCHEDULES:
         raise ValueError(
             f"optimizer.schedule: got {settings.schedule!r}, allowed {', '.join(SCHEDULES)}: name one of them"
@@ -94,7 +131,7 @@ def _check(settings: AnyOptimizer, *, positive: tuple[str, ...], averages: tuple
             raise ValueError(f"optimizer.{name}: got {getattr(settings, name)}, allowed >= 0: set 0 to switch it off")
 
 
-def learning_rate(settings: AnyOptimizer, updates: int) -> optax.Schedule:
+def learning_rate(settings: Optimizer | SGD, updates: int) -> optax.Schedule:
     """Rate as a function of the number of updates done; `updates` is the number in the whole run."""
     peak = settings.learning_rate
     rest = max(updates - settings.warmup, 1)
@@ -111,11 +148,13 @@ def learning_rate(settings: AnyOptimizer, updates: int) -> optax.Schedule:
 
 
 def build(settings: AnyOptimizer, updates: int, *, critic: bool | None = None) -> optax.GradientTransformation:
-    """The transformation for a run of `updates` optimiser updates.
+    """The transformation for a run of `updates` optimiser updates. ValueError for a method that is none.
 
     `critic` None is for parameters without a critic. With one it says whether the objective teaches it: a critic that
     nobody teaches stays as it is, whatever the weight decay.
     """
+    if isinstance(settings, TrustRegion):
+        raise ValueError("optimizer: got TrustRegion, allowed Optimizer, SGD: its step is no function of the gradient")
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     rule = settings.rule(learning_rate(settings, updates))
     if critic is None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.updates import SGD, AnyOptimizer, Optimizer, build, learning_rate
+from grpo_jax.updates import SGD, AnyOptimizer, Optimizer, TrustRegion, build, learning_rate
 
 
 def rates(settings: Optimizer, updates: int, at: list[int]) -> list[float]:
@@ -148,7 +148,7 @@ def walk(settings: AnyOptimizer, params: dict, *, critic: bool | None, steps: in
 
 
 @pytest.mark.parametrize("settings", [DECAYING, SGD(learning_rate=0.1, momentum=0.5)], ids=["adam", "sgd"])
-def test_policy_and_critic_learn_as_by_two_optimisers(settings: AnyOptimizer):
+def test_policy_and_critic_learn_as_by_two_optimisers(settings: Optimizer | SGD):
     together = walk(dataclasses.replace(settings, critic_rate=3.0), BOTH, critic=True)
     policy = walk(settings, POLICY, critic=None)
     critic = walk(dataclasses.replace(settings, learning_rate=3.0 * settings.learning_rate), CRITIC, critic=None)
@@ -170,3 +170,27 @@ def test_a_critic_that_nobody_teaches_does_not_decay():
     resting = walk(dataclasses.replace(DECAYING, critic_warmup=9), BOTH, critic=False)
     jax.tree.map(np.testing.assert_array_equal, resting[3]["critic"], CRITIC)
     np.testing.assert_allclose(resting[3]["w"], walk(DECAYING, POLICY, critic=None)[3]["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"delta": 0.0}, "optimizer.delta: got 0.0, allowed > 0"),
+        ({"delta": float("nan")}, "delta: got nan"),
+        ({"damping": -0.1}, "damping: got -0.1, allowed >= 0"),
+        ({"iterations": 0}, "iterations: got 0, allowed >= 1"),
+        ({"tolerance": 1.0}, "tolerance: got 1.0, allowed 0 <= tolerance < 1"),
+        ({"backtracks": -1}, "backtracks: got -1, allowed >= 0"),
+        ({"shrink": 1.0}, "shrink: got 1.0, allowed 0 < shrink < 1"),
+        ({"fisher_share": 0.0}, "fisher_share: got 0.0, allowed 0 < fisher_share <= 1"),
+        ({"fisher_share": 1.5}, "fisher_share: got 1.5"),
+    ],
+)
+def test_a_setting_of_a_trust_region_out_of_range_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        TrustRegion(**change)
+
+
+def test_a_trust_region_stands_for_no_transformation_of_gradients():
+    with pytest.raises(ValueError, match="got TrustRegion, allowed Optimizer, SGD"):
+        build(TrustRegion(), 10)
