@@ -12,13 +12,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models import attention, decoder, layers
+from grpo_jax.models import attention, critic, decoder, layers
 from grpo_jax.models.arrange import arrange, prefix, shifted
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.sharding import BATCH_AXES, constrain
 from grpo_jax.types import Array, Params, Prompts, Rollouts, TokenStats
 
-WANTS = ("entropy", "hidden", "kl_full", "sum_pi_squared")
+WANTS = ("entropy", "hidden", "kl_full", "sum_pi_squared", "value")
 _LOGITS = 1 << 18  # logits computed at a time, when `chunk` does not say
 
 
@@ -38,15 +38,16 @@ def logprobs(
 
     With ``p = softmax(logits / temperature)`` over the full vocabulary: ``logp = log p[token]``, and for each name in
     the static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, ``kl_full = sum p (log p - log q)`` with
-    q that of the parameters `reference`, through which no gradient flows, or ``hidden`` f32[N, D], the mean over the
-    tokens of the row of the normed output of the last layer. Everything is 0 past the end of a row.
+    q that of the parameters `reference`, through which no gradient flows, ``value``, what the critic gives the state
+    before the token, for which no logits are made, or ``hidden`` f32[N, D], the mean over the tokens of the row of the
+    normed output of the last layer. Everything is 0 past the end of a row.
 
     `group_size` is the largest number of rows of one prompt (default N / P); under jit, rows beyond it come out as nan.
     `chunk` is the number of tokens whose logits exist at a time on a device (default: 1024, or more for a small
     vocabulary); it changes no value. Gradients flow to `params`; forward mode needs ``config.backward`` plain.
 
-    Raises ValueError for an unknown `want`, a temperature that is not positive, a ``kl_full`` without a `reference`, or
-    sizes that do not fit.
+    Raises ValueError for an unknown `want`, a temperature that is not positive, a ``kl_full`` without a `reference`, a
+    ``value`` without a critic, or sizes that do not fit.
     """
     _check(config, rollouts, temperature, want, chunk)
     prompts = rollouts.prompts
@@ -63,6 +64,10 @@ def logprobs(
         score = functools.partial(score, reference=fixed)
         read_of = jnp.concatenate([x, completions(fixed, config, prompts, inputs, mesh)], axis=-1)
     stats = chunked(score, read_of, targets, chunk, mesh)
+    if "value" in want:
+        own = critic.trunk(params)
+        state = x if own is params else completions(own, config, prompts, inputs, mesh)
+        stats["value"] = critic.value(params, state, config)
     stats = {name: places.restore(jnp.where(read, value, 0)) for name, value in stats.items()}
     if "hidden" in want:
         stats["hidden"] = places.restore(_mean_hidden(params, config, x, read))
@@ -197,6 +202,8 @@ def _check(config: ModelConfig, rollouts: Rollouts, temperature, want: Sequence[
     unknown = sorted(set(want) - set(WANTS))
     if unknown:
         raise ValueError(f"want has {', '.join(unknown)}, which this model cannot tell; allowed are {', '.join(WANTS)}")
+    if "value" in want and config.critic is None:
+        raise ValueError("want has value, but ModelConfig.critic is None; allowed are head, tower: give the model one")
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature is {temperature}; allowed is more than 0: take 1.0 for greedy rows")
     if chunk is not None and chunk < 1:

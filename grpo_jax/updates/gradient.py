@@ -73,7 +73,12 @@ Move = Callable[[TrainState, Piece, Batch], tuple[TrainState, dict[str, Array]]]
 
 def begin(params: Params, settings: Gradient) -> optax.OptState:
     """What the optimiser keeps of `params` before its first update."""
-    return build(settings.optimizer, settings.updates).init(params)
+    return _optimizer(settings).init(params)
+
+
+def _optimizer(settings: Gradient) -> optax.GradientTransformation:
+    taught = None if settings.model.critic is None else "value" in objectives.wants(settings.recipe)
+    return build(settings.optimizer, settings.updates, critic=taught)
 
 
 def update(
@@ -92,7 +97,7 @@ def update(
     state and adds one to ``state.skipped``, which a good update sets back to 0. `key` orders the prompts and feeds
     `prepare` steps; `reference` are the parameters of the policy with which a term compares whole distributions.
     """
-    move = partial(_apply, optimizer=build(settings.optimizer, settings.updates))
+    move = partial(_apply, optimizer=_optimizer(settings))
     return rounds(state, batch, settings, move, key=key, mesh=mesh, reference=reference)
 
 
@@ -173,10 +178,7 @@ def _prepared(params: Params, mini: Batch, settings: Gradient, key: Array, level
     if not settings.recipe.prepare:
         return mini
     rows = batches.flatten(mini, levels=levels)
-    stats = jax.lax.stop_gradient(score(params, rows))
-    for number, prepare in enumerate(settings.recipe.prepare):
-        rows = prepare(stats, rows, jax.random.fold_in(key, number))
-    return batches.arrange(rows, settings.group_size)
+    return batches.arrange(objectives.prepared(settings.recipe, score(params, rows), rows, key), settings.group_size)
 
 
 def _accumulate(

@@ -1,9 +1,14 @@
 """Settings of the ways to update, and the optax transformation that those of a gradient stand for."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from grpo_jax.models import without_critic
+from grpo_jax.models.critic import CRITIC
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -15,6 +20,10 @@ class Optimizer:
     After `warmup` updates the rate is `learning_rate`; it then falls along a line or a half cosine, which reaches
     ``final * learning_rate`` when all updates of the run are done. `clip_norm` 0 switches clipping off. Source:
     Loshchilov and Hutter, arXiv:1711.05101.
+
+    The parameters of a critic learn at `critic_rate` times that rate, and are clipped by a norm of their own, as by an
+    optimiser of their own; in the first `critic_warmup` updates the policy stays as it is, while its averages of
+    gradients begin and the schedule of its rate runs.
     """
 
     learning_rate: float = 1e-6
@@ -26,6 +35,8 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    critic_rate: float = 1.0
+    critic_warmup: int = 0
 
     def __post_init__(self) -> None:
         _check(self, positive=("learning_rate", "eps"), averages=("b1", "b2"))
@@ -37,7 +48,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class SGD:
-    """Gradient descent after clipping by the global norm; rate and clipping as in `Optimizer`.
+    """Gradient descent after clipping by the global norm; rate, clipping and the critic as in `Optimizer`.
 
     With g the clipped gradient and m the momentum, ``v <- g + m v`` and the step is ``-rate v``: at a constant gradient
     it grows to ``rate / (1 - m)`` times that gradient. Unlike the step of Adam it is proportional to the gradient, so
@@ -50,6 +61,8 @@ class SGD:
     final: float = 0.0
     momentum: float = 0.0
     clip_norm: float = 1.0
+    critic_rate: float = 1.0
+    critic_warmup: int = 0
 
     def __post_init__(self) -> None:
         _check(self, positive=("learning_rate",), averages=("momentum",))
@@ -140,12 +153,48 @@ def learning_rate(settings: Optimizer | SGD, updates: int) -> optax.Schedule:
     return optax.join_schedules([rise, main], [settings.warmup])
 
 
-def build(settings: AnyOptimizer, updates: int) -> optax.GradientTransformation:
-    """The transformation for a run of `updates` optimiser updates. ValueError for a method that is none."""
+def build(settings: AnyOptimizer, updates: int, *, critic: bool | None = None) -> optax.GradientTransformation:
+    """The transformation for a run of `updates` optimiser updates. ValueError for a method that is none.
+
+    `critic` None is for parameters without a critic. With one it says whether the objective teaches it: a critic that
+    nobody teaches stays as it is, whatever the weight decay.
+    """
     if isinstance(settings, TrustRegion):
         raise ValueError("optimizer: got TrustRegion, allowed Optimizer, SGD: its step is no function of the gradient")
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
-    return _promoting(optax.chain(clip, settings.rule(learning_rate(settings, updates))))
+    rule = settings.rule(learning_rate(settings, updates))
+    if critic is None:
+        return _promoting(optax.chain(clip, rule))
+    return _promoting(optax.chain(_apart(clip), rule, _roles(settings, taught=critic)))
+
+
+def _apart(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, which keeps no state, on the critic and on all other parameters, each by themselves."""
+
+    def update(updates: Any, state: optax.OptState, params: optax.Params | None = None) -> tuple:
+        del params
+        policy: Any = inner.update(without_critic(updates), state)[0]
+        return {**policy, CRITIC: inner.update(updates[CRITIC], state)[0]}, state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _roles(settings: AnyOptimizer, *, taught: bool) -> optax.GradientTransformation:
+    """Steps of the critic times its rate, or 0 where it is not `taught`; steps of the policy 0 while that waits."""
+    rate, wait = (settings.critic_rate, settings.critic_warmup) if taught else (0.0, 0)
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: optax.ScaleByScheduleState, params: optax.Params | None = None) -> tuple:
+        del params
+        moves = state.count >= wait
+        policy = jax.tree.map(lambda step: jnp.where(moves, step, jnp.zeros_like(step)), without_critic(updates))
+        critic = jax.tree.map(lambda step: step * rate, updates[CRITIC])
+        return {**policy, CRITIC: critic}, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
