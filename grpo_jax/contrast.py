@@ -138,8 +138,9 @@ def sampled(experiment: Experiment, params: Params, *, rows: int, seed: int, dra
         if drift:
             state, _ = phases.learn(state, scored)
     change = step.gradient
-    want = {"want": ("logp_ref", "sum_pi_squared"), "model": change.model, "temperature": change.temperature}
-    look = compiled(look_rows, group_size=change.group_size, chunk=change.chunk, **want)
+    want = ("logp_ref", "sum_pi_squared", *(() if change.model.critic is None else ("value_old",)))
+    how = {"model": change.model, "temperature": change.temperature, "chunk": change.chunk}
+    look = compiled(look_rows, group_size=change.group_size, want=want, **how)
     return Sample(state.params, params, scored.rollouts, scored.reward, look(params, params, scored.rollouts))
 
 
@@ -170,6 +171,7 @@ def absent(recipe: Recipe, sample: Sample) -> list[str]:
     """What `recipe` reads and this sample does not have."""
     reward, there = sample.reward, {"logp_ref", "sum_pi_squared", *STATISTICS}
     there |= {name for name in ("token", "step_end", "greedy") if getattr(reward, name) is not None}
+    there |= set() if sample.seen.value_old is None else {"value", "value_old"}
     there |= {"components"} if reward.components else set()
     there |= {"label"} if sample.rollouts.prompts.label else set()
     read = {*objectives.wants(recipe), *fields_read(recipe.advantage), *looks(recipe)}

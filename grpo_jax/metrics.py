@@ -20,12 +20,14 @@ from grpo_jax.objectives import (
     clip_shares,
     clipped_high,
     clipped_low,
+    functions,
     k3,
     kl_exact,
     kl_penalty,
     log_ratio,
     needs,
     over_old,
+    value_clip,
     wants,
 )
 from grpo_jax.objectives.clipping import CLAMP
@@ -69,10 +71,15 @@ def diagnostics(recipe: Recipe) -> dict[str, Term]:
     """`DIAGNOSTICS` with the clip bounds of the recipe's surrogate: of its first function with keywords low and high.
 
     A recipe that clips nothing, or not on that side, has no share of clipped tokens. Whose ratio is clipped, and how
-    the bounds are meant, is read off the same function.
+    the bounds are meant, is read off the same function. A recipe that teaches a critic has ``value/loss``, with its
+    own clip and without its coefficient.
     """
     table = {name: term for name, term in DIAGNOSTICS.items() if not name.startswith("clip/")}
-    return table | {f"clip/{side}": term for side, term in clip_shares(recipe.parts).items()}
+    table |= {f"clip/{side}": term for side, term in clip_shares(recipe.parts).items()}
+    for function, keywords in functions(recipe.parts):
+        if function is value_clip:
+            table["value/loss"] = partial(value_clip, clip=keywords["clip"])
+    return table
 
 
 def diagnostic_sums(recipe: Recipe, stats: TokenStats, batch: Batch) -> dict[str, Array]:
@@ -137,6 +144,24 @@ def group_metrics(reward: Reward, labels: Array) -> Metrics:
         "groups/count": masked.count(size > 0, dtype=size.dtype),
         "groups/tied": masked.mean(flat.astype(size.dtype), size > 0),
         "groups/size": masked.mean(size, size > 0),
+    }
+
+
+def value_metrics(batch: Batch) -> Metrics:
+    """What the critic expected at collection and what it is taught, over scored tokens; {} without a critic.
+
+    ``value/explained_variance`` is 1 - Var(R - V) / Var(R), with V the values at collection and R their targets: 1 for
+    a critic that knows, 0 for one that says the same everywhere, below 0 for one that misleads; 0 where all targets
+    are equal. Targets with lambda < 1 are partly made of V, which flatters it.
+    """
+    if batch.returns is None or batch.value_old is None:
+        return {}
+    left, spread = (masked.variance(x, batch.mask) for x in (batch.returns - batch.value_old, batch.returns))
+    known = jnp.where(spread > 0, 1.0 - left / jnp.where(spread > 0, spread, jnp.ones_like(spread)), 0.0)
+    return {
+        "value/mean": masked.mean(batch.value_old, batch.mask),
+        "returns/mean": masked.mean(batch.returns, batch.mask),
+        "value/explained_variance": known,
     }
 
 

@@ -50,6 +50,9 @@ def test_what_a_recipe_reads_and_is_not_there_is_named():
     assert {"grpo", "dapo", "gspo", "kl_cov", "entropy_bonus", "rloo_kl"} <= set(able)
     assert absent(objectives.grpo_exact_kl(), given) == []
     assert absent(recipe(advantages.gae), given) == ["value_old"]
+    critic = objectives.RECIPES["ppo_critic"]
+    assert absent(critic, given) == ["value", "value_old"]
+    assert absent(critic, dataclasses.replace(given, seen=Seen(value_old=jnp.zeros(3)))) == []
     assert absent(recipe(advantages.remax), given) == ["greedy"]
     assert absent(recipe(advantages.remax), sample(greedy=jnp.zeros(3))) == []
     assert absent(recipe(advantages.gdpo), given) == ["components"]
