@@ -47,7 +47,7 @@ class Row(NamedTuple):
     """What is expected of a variant on this task."""
 
     learns: bool = True
-    why: str = ""  # where it does not learn, or where its settings are not those of the others
+    why: str = ""  # always where it does not learn, and where something else is known of it
 
 
 ALONE = (
@@ -73,7 +73,21 @@ LEFT_OUT = {
     "role_baseline": "roles of a game: here all prompts are of one kind",
 }
 """Advantages that cannot be tried here, with what they need."""
-ROWS: dict[str, Row] = {name: Row() for name in (*RECIPES, *ALONE)}
+AGREED = "as ppo_clip: sampler and trainer hold the same parameters, so that the weights are 1"
+REMARKS = {
+    "ppo_dual_clip": "as ppo_clip: no ratio of a bad token comes near 3",
+    "grpo_two_sided": "as ppo_clip: no ratio of a bad token comes near 4",
+    **dict.fromkeys(("tis", "tis_sequence", "icepop", "mis_sequence", "decoupled_ppo"), AGREED),
+    **dict.fromkeys(("geometric_mask", "rejection"), AGREED),
+    "luffy": "as ppo_clip: nobody else's completions are in the batch",
+    "gspo": "its bounds stop every second row, so that it goes in small steps",
+    "gspo_token": "as gspo: all tokens of a row have one advantage",
+    "luspo": "as gspo: its bounds stop every second row",
+    "grpo_straight_through": "as grpo_k2: it has its gradient",
+    "passk_max_minus_second": "one completion of a group at most has an advantage, and only if it alone is the best",
+}
+"""What is known beforehand of variants that learn."""
+ROWS: dict[str, Row] = {name: Row(why=REMARKS.get(name, "")) for name in (*RECIPES, *ALONE)}
 
 
 def in_steps(rollouts: Rollouts, *, reward: TokenReward, thought: int) -> Reward:
