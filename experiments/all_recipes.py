@@ -28,12 +28,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from grpo_jax import cli
-from grpo_jax.advantages import ADVANTAGES
+from grpo_jax.advantages import ADVANTAGES, group_standardized
 from grpo_jax.experiment import Evaluation, Experiment, Train
 from grpo_jax.groups import by_prompt
-from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, token_mean
+from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, ppo_critic, token_mean, unclipped
 from grpo_jax.train import TokenReward
 from grpo_jax.types import Reward, Rollouts
+from grpo_jax.updates import TrustRegion
 
 _FILE = cli.load(Path(__file__).with_name("quickstart.py"))
 QUICKSTART: Experiment = _FILE.EXPERIMENT
@@ -68,8 +69,6 @@ ALONE = (
 """Advantages that are in no recipe of the library."""
 LEFT_OUT = {
     "remax": "the reward of a greedy completion of every prompt, which is not sampled in training",
-    "gae": "a critic",
-    "gae_length_adaptive": "a critic",
     "role_baseline": "roles of a game: here all prompts are of one kind",
 }
 """Advantages that cannot be tried here, with what they need."""
@@ -84,10 +83,13 @@ REMARKS = {
     "gspo_token": "as gspo: all tokens of a row have one advantage",
     "luspo": "as gspo: its bounds stop every second row",
     "grpo_straight_through": "as grpo_k2: it has its gradient",
+    "trpo": "20 updates in all, one a step: the first evaluation stands behind 5",
     "passk_max_minus_second": "one completion of a group at most has an advantage, and only if it alone is the best",
 }
 """What is known beforehand of variants that learn."""
-ROWS: dict[str, Row] = {name: Row(why=REMARKS.get(name, "")) for name in (*RECIPES, *ALONE)}
+UPDATES = ("ppo_vapo", "trpo")
+"""Variants with a setting of their own beside recipe: another critic, another kind of update."""
+ROWS: dict[str, Row] = {name: Row(why=REMARKS.get(name, "")) for name in (*RECIPES, *ALONE, *UPDATES)}
 
 
 def in_steps(rollouts: Rollouts, *, reward: TokenReward, thought: int) -> Reward:
@@ -117,13 +119,25 @@ EXPERIMENT = replace(
     evaluation=Evaluation(every=5, prompts=512, full_prompts=512, samples=4, show=1),
     saving=replace(QUICKSTART.saving, every=20),
 )
+CRITIC = replace(EXPERIMENT, model=replace(EXPERIMENT.model, critic="head"))
+SURROGATE = Recipe(parts=(Part(token_mean, unclipped),), advantage=group_standardized, grouping=by_prompt)
 VARIANTS = {
     **{name: replace(EXPERIMENT, recipe=recipe) for name, recipe in RECIPES.items()},
     **{name: replace(EXPERIMENT, recipe=of_advantage(name)) for name in ALONE},
 }
-VARIANTS["process_supervision"] = replace(
-    VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
-)
+VARIANTS |= {
+    "process_supervision": replace(
+        VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
+    ),
+    "ppo_critic": replace(CRITIC, recipe=RECIPES["ppo_critic"]),
+    "ppo_vapo": replace(CRITIC, recipe=ppo_critic(alpha=1.0)),
+    "trpo": replace(
+        EXPERIMENT,
+        recipe=SURROGATE,
+        optimizer=TrustRegion(),
+        train=replace(EXPERIMENT.train, epochs=1, minibatches=1),
+    ),
+}
 SEEDS = (0, 1, 2)
 EXPECTED = (
     ("*", "nonfinite", 0, 0),
