@@ -31,7 +31,7 @@ from grpo_jax import cli
 from grpo_jax.advantages import ADVANTAGES, group_standardized
 from grpo_jax.experiment import Evaluation, Experiment, Train
 from grpo_jax.groups import by_prompt
-from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, ppo_critic, token_mean, unclipped
+from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, ppo_critic, token_mean, unclipped, wants
 from grpo_jax.train import TokenReward
 from grpo_jax.types import Reward, Rollouts
 from grpo_jax.updates import TrustRegion
@@ -119,21 +119,26 @@ EXPERIMENT = replace(
     evaluation=Evaluation(every=5, prompts=512, full_prompts=512, samples=4, show=1),
     saving=replace(QUICKSTART.saving, every=20),
 )
-CRITIC = replace(EXPERIMENT, model=replace(EXPERIMENT.model, critic="head"))
+
+
+def of_recipe(recipe: Recipe) -> Experiment:
+    """`EXPERIMENT` with a recipe, and with a value head on the policy's layers where the recipe reads values."""
+    model = replace(EXPERIMENT.model, critic="head") if "value" in wants(recipe) else EXPERIMENT.model
+    return replace(EXPERIMENT, recipe=recipe, model=model)
+
+
 SURROGATE = Recipe(parts=(Part(token_mean, unclipped),), advantage=group_standardized, grouping=by_prompt)
 VARIANTS = {
-    **{name: replace(EXPERIMENT, recipe=recipe) for name, recipe in RECIPES.items()},
-    **{name: replace(EXPERIMENT, recipe=of_advantage(name)) for name in ALONE},
+    **{name: of_recipe(recipe) for name, recipe in RECIPES.items()},
+    **{name: of_recipe(of_advantage(name)) for name in ALONE},
+    "ppo_vapo": of_recipe(ppo_critic(alpha=1.0)),
 }
 VARIANTS |= {
     "process_supervision": replace(
         VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
     ),
-    "ppo_critic": replace(CRITIC, recipe=RECIPES["ppo_critic"]),
-    "ppo_vapo": replace(CRITIC, recipe=ppo_critic(alpha=1.0)),
     "trpo": replace(
-        EXPERIMENT,
-        recipe=SURROGATE,
+        of_recipe(SURROGATE),
         optimizer=TrustRegion(),
         train=replace(EXPERIMENT.train, epochs=1, minibatches=1),
     ),
