@@ -83,7 +83,8 @@ def stepper(held: ExitStack, kind: str, processes: int, chunks: int) -> Callable
         clock.lap()
         clock.mark("before")
         begin, cpu = time.perf_counter(), time.process_time()
-        kept["state"], learned = phases.learn(kept["state"], phases.score(phases.rollout(kept["state"], prompts)))
+        scored = phases.score(kept["state"], phases.rollout(kept["state"], prompts))
+        kept["state"], learned = phases.learn(kept["state"], scored)
         jax.block_until_ready((kept["state"], learned.metrics))
         clock.mark("update")
         found = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}

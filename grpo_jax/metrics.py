@@ -21,6 +21,7 @@ from grpo_jax.objectives import (
     functions,
     interval,
     k3,
+    kl_exact,
     kl_penalty,
     log_ratio,
     needs,
@@ -105,7 +106,10 @@ def diagnostic_sums(recipe: Recipe, stats: TokenStats, batch: Batch) -> dict[str
     """Sum of every diagnostic over the scored tokens of `batch` -> name -> f32[]; what lacks its input is left out."""
     stats, batch = clean(jax.lax.stop_gradient(stats), batch)
     there = {name for name, value in {**vars(stats), "logp_ref": batch.logp_ref}.items() if value is not None}
-    terms = {name: term for name, term in diagnostics(recipe).items() if there.issuperset(wants(term))}
+    table = diagnostics(recipe)
+    if "kl_full" in there:
+        table["kl/ref"] = kl_exact  # what the estimate estimates
+    terms = {name: term for name, term in table.items() if there.issuperset(wants(term))}
     return {name: masked.total(term(stats, batch), batch.mask) for name, term in terms.items()}
 
 

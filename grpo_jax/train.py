@@ -2,13 +2,13 @@
 
     rollouts = sample_rows(params, prompts, key, step)            sampling
     reward = score_rows(rollouts)                                 rewards on token ids; those on text are Python
-    logp_ref = reference_rows(reference, rollouts)                where the recipe has a KL term
-    state, metrics, batch = learn_rows(state, rollouts, reward, key, logp_ref)
+    seen = look_rows(params, reference, rollouts)                 what the recipe wants to know of the rows, if anything
+    state, metrics, batch = learn_rows(state, rollouts, reward, key, seen)
 
 Each is bound to what decides it and to nothing else, so that runs which differ in their recipe share a sampler. The
 last one is a row of public functions too:
 
-    collected = collect(rollouts, reward, logp_ref)               what groupings and advantages read
+    collected = collect(rollouts, reward, seen)                   what groupings and advantages read
     labels, memory = label(collected, memory)                     which rows are compared with which
     advantage, memory = advantage(collected, labels, memory)      what each row is worth among them
     batch = make_batch(collected, labels, advantage)              reduction becomes data
@@ -33,8 +33,9 @@ from grpo_jax.groups import Memory
 from grpo_jax.models import ModelConfig, axes, init, logprobs
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import place, replicate
-from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, TrainState
-from grpo_jax.updates import Gradient, build, update
+from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
+from grpo_jax.updates import Gradient, update
+from grpo_jax.updates import begin as begin_updates
 
 TokenReward = Callable[[Rollouts], Reward]
 """A reward that reads token ids with jnp alone, so that it can be compiled."""
@@ -91,9 +92,21 @@ def start(params: Params, settings: Gradient) -> TrainState:
     def zero() -> Array:
         return jnp.zeros((), jnp.int32)
 
-    opt_state = build(settings.optimizer, settings.updates).init(params)
-    coef = objectives.initial_values(settings.recipe.coefficients)
-    return TrainState(params=params, opt_state=opt_state, step=zero(), cursor=zero(), skipped=zero(), coef=coef)
+    return TrainState(
+        params=params,
+        opt_state=begin_updates(params, settings),
+        step=zero(),
+        cursor=zero(),
+        skipped=zero(),
+        coef=objectives.initial_values(settings.recipe.coefficients),
+        memory=first_memory(settings),
+    )
+
+
+def first_memory(settings: Gradient) -> dict[str, Array]:
+    """What the stateful parts of a step remember before the first one, name -> array: each part has its own names."""
+    recipe = settings.recipe
+    return {**advantages.initial_memory(recipe.grouping), **advantages.initial_memory(recipe.advantage)}
 
 
 def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> TrainState:
@@ -113,16 +126,25 @@ def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> Tra
     return rest.replace(params=lay(state.params), opt_state=opt_state)
 
 
-def collect(
-    rollouts: Rollouts, reward: Reward, logp_ref: Array | None = None, *, recipe: objectives.Recipe
-) -> Collected:
-    """Rollouts with their rewards and, where the recipe asks for it, reference log-probabilities f32[N, T]."""
-    wanted = "logp_ref" in objectives.wants(recipe)
-    if wanted and logp_ref is None:
-        raise ValueError("logp_ref: got None, but the recipe has a KL term: pass what reference_rows makes of the rows")
-    return Collected(
-        rollouts=rollouts, reward=reward, logp_old=rollouts.logp_full, logp_ref=logp_ref if wanted else None
-    )
+def looks(recipe: objectives.Recipe) -> tuple[str, ...]:
+    """The fields of `Seen` that `recipe` reads: what `look_rows` has to find out of every row."""
+    asked = {*set(objectives.wants(recipe)).intersection(("logp_ref",)), *advantages.fields_read(recipe.advantage)}
+    return tuple(field for field in Seen.__dataclass_fields__ if field in asked)
+
+
+def refers(recipe: objectives.Recipe) -> bool:
+    """Whether `recipe` compares the policy with a reference policy."""
+    return not {"logp_ref", "kl_full"}.isdisjoint(objectives.wants(recipe))
+
+
+def collect(rollouts: Rollouts, reward: Reward, seen: Seen | None = None, *, recipe: objectives.Recipe) -> Collected:
+    """Rollouts with their rewards and what the recipe reads of `seen`; the rest of that is left out."""
+    seen = Seen() if seen is None else seen
+    read = {name: getattr(seen, name) for name in looks(recipe)}
+    for name, found in read.items():
+        if found is None:
+            raise ValueError(f"{name}: got None, but the recipe reads it: pass what look_rows makes of the rows")
+    return Collected(rollouts=rollouts, reward=reward, **{"logp_old": rollouts.logp_full, **read})
 
 
 def label(collected: Collected, memory: Memory, recipe: objectives.Recipe) -> tuple[Array, Memory]:
@@ -153,6 +175,7 @@ def make_batch(
         group=labels,
         reward=collected.reward,
         logp_ref=collected.logp_ref,
+        returns=advantages.critic_targets(recipe.advantage, collected, labels),
         value_old=collected.value_old,
         coef=dict(coef or {}),
     )
@@ -180,19 +203,42 @@ def score_rows(rollouts: Rollouts, *, reward: TokenReward, mesh: Mesh | None = N
     return reward(rollouts)
 
 
-def reference_rows(
-    params: Params,
+STATISTICS = {"sum_pi_squared": "sum_pi_squared", "value_old": "value"}
+"""Field of `Seen` -> what the pass of the policy is asked for beside log-probabilities."""
+
+
+def look_rows(
+    params: Params | None,
+    reference: Params | None,
     rollouts: Rollouts,
     *,
     model: ModelConfig,
     temperature: float,
+    want: tuple[str, ...],
     group_size: int,
     chunk: int | None = None,
     mesh: Mesh | None = None,
-) -> Array:
-    """f32[N, T], log-probabilities of the tokens under the reference policy `params`, over the full vocabulary."""
-    stats = logprobs(params, model, rollouts, temperature=temperature, group_size=group_size, chunk=chunk, mesh=mesh)
-    return jax.lax.stop_gradient(stats.logp)
+) -> Seen:
+    """What the policy `params` and the policy `reference` say of the rows, over the full vocabulary: fields of `Seen`.
+
+    `want` names the fields, see `looks`. Parameters that none of them is about may be None: each policy reads the rows
+    once at most.
+    """
+    given: dict[str, Any] = {"temperature": temperature, "group_size": group_size, "chunk": chunk, "mesh": mesh}
+    found = {}
+    own = [name for name in want if name != "logp_ref"]
+    if own and params is not None:
+        asked = tuple(STATISTICS[name] for name in own if name in STATISTICS)
+        stats = logprobs(params, model, rollouts, want=asked, **given)
+        found = {name: getattr(stats, STATISTICS.get(name, "logp")) for name in own}
+    if "logp_ref" in want and reference is not None:
+        found["logp_ref"] = logprobs(reference, model, rollouts, **given).logp
+    missing = [name for name in want if name not in found]
+    if missing:
+        raise ValueError(
+            f"want: got {', '.join(missing)} without the parameters to look with: pass those of the policy"
+        )
+    return jax.lax.stop_gradient(Seen(**found))
 
 
 def learn_rows(
@@ -200,23 +246,24 @@ def learn_rows(
     rollouts: Rollouts,
     reward: Reward,
     key: Array,
-    logp_ref: Array | None = None,
+    seen: Seen | None = None,
+    reference: Params | None = None,
     *,
     settings: Gradient,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics, Batch]:
     """One step of learning from scored rollouts: labels, advantages, batch, update; the draw counter moves on.
 
-    `key` is that of the update stream; `logp_ref` is needed where the recipe has a KL term.
+    `key` is that of the update stream. `seen` is what `look_rows` says of the rows where the recipe reads it;
+    `reference` are the parameters of the reference policy, for a recipe that compares whole distributions with it.
     """
     recipe = settings.recipe
-    collected = collect(rollouts, reward, logp_ref, recipe=recipe)
+    collected = collect(rollouts, reward, seen, recipe=recipe)
     labels, memory = label(collected, dict(state.memory), recipe)
     values, memory = advantage(collected, labels, memory, recipe)
     batch = make_batch(collected, labels, values, recipe, dict(state.coef))
-    state, metrics = update(
-        state.replace(memory=memory), batch, settings, key=jax.random.fold_in(key, state.step), mesh=mesh
-    )
+    key = jax.random.fold_in(key, state.step)
+    state, metrics = update(state.replace(memory=memory), batch, settings, key=key, mesh=mesh, reference=reference)
     draws = rollouts.prompts.length.shape[0]
     coef = objectives.controlled(recipe.coefficients, dict(state.coef), metrics)
     state = state.replace(step=state.step + 1, cursor=state.cursor + draws, coef=coef)

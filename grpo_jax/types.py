@@ -85,6 +85,15 @@ class Reward(struct.PyTreeNode):
     greedy: Array | None = None  # f32[N], outcome of the greedy completion of the row's prompt
 
 
+class Seen(struct.PyTreeNode):
+    """What policies say of sampled rows before anything is learned: only what the recipe asks for is there."""
+
+    logp_old: Array | None = None  # f32[N, T], policy at collection; absent, `Rollouts.logp_full` stands for it
+    logp_ref: Array | None = None  # f32[N, T], reference policy
+    sum_pi_squared: Array | None = None  # f32[N, T], policy at collection, sum over the vocabulary
+    value_old: Array | None = None  # f32[N, T], critic at collection
+
+
 class Collected(struct.PyTreeNode):
     """Rollouts with everything known of them before advantages: the input of groupings and advantage strategies."""
 

@@ -11,7 +11,7 @@ import pytest
 from grpo_jax import models, objectives, train
 from grpo_jax.compiled import compiled
 from grpo_jax.train import Stream
-from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, TrainState
+from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Seen, TrainState
 from tests.laws import tiny
 from tests.laws.tiny import ASKED, MODEL, STEP, G, P, S, T
 
@@ -61,12 +61,12 @@ def test_sampler_and_trainer_have_one_temperature():
 
 
 def test_a_recipe_with_a_penalty_needs_a_reference():
-    with pytest.raises(ValueError, match=r"logp_ref: got None.*KL term"):
+    with pytest.raises(ValueError, match=r"logp_ref: got None.*look_rows"):
         train.collect(ROLLOUTS, REWARD, recipe=objectives.grpo())
 
 
 def test_a_recipe_without_a_penalty_has_no_reference():
-    collected = train.collect(ROLLOUTS, REWARD, jnp.asarray(ROLLOUTS.logp), recipe=PLAIN)
+    collected = train.collect(ROLLOUTS, REWARD, Seen(logp_ref=jnp.asarray(ROLLOUTS.logp)), recipe=PLAIN)
     assert collected.logp_ref is None
     np.testing.assert_array_equal(collected.logp_old, ROLLOUTS.logp_full)
 
@@ -118,8 +118,9 @@ def own_step(state: TrainState, prompts: Prompts, seed: Array, reference: Params
     shape = {"model": MODEL, "group_size": G}
     rollouts = train.sample_rows(state.params, prompts, key, state.step, sampling=STEP.sampling, **shape)
     reward = tiny.even_tokens(rollouts)
-    logp_ref = train.reference_rows(reference, rollouts, temperature=change.temperature, **shape)
-    collected = train.collect(rollouts, reward, logp_ref, recipe=change.recipe)
+    looking = {"temperature": change.temperature, "want": ("logp_ref",)}
+    seen = train.look_rows(None, reference, rollouts, **looking, **shape)
+    collected = train.collect(rollouts, reward, seen, recipe=change.recipe)
     labels, memory = train.label(collected, {}, change.recipe)
     values, memory = train.advantage(collected, labels, memory, change.recipe)
     batch = train.make_batch(collected, labels, values, change.recipe)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.types import Batch, Collected, Prompts, Reward, Rollouts, TokenStats, TrainState
+from grpo_jax.types import Batch, Collected, Prompts, Reward, Rollouts, Seen, TokenStats, TrainState
 from tests.laws.tiny import record
 
-RECORDS = (Prompts, Rollouts, TokenStats, Reward, Collected, Batch, TrainState)
+RECORDS = (Prompts, Rollouts, TokenStats, Reward, Seen, Collected, Batch, TrainState)
 SHAPE = re.compile(r"\b(?:f32|i32|bool)\[([^\]]*)\]")
 
 

@@ -60,7 +60,7 @@ from grpo_jax.advantages.returns import (
     value_targets,
 )
 from grpo_jax.advantages.roles import above_role, above_role_row_by_row, role_baseline, role_memory
-from grpo_jax.advantages.strategy import Advantage, begins, fields_read, initial_memory, reads
+from grpo_jax.advantages.strategy import Advantage, begins, fields_read, initial_memory, reads, teaches
 from grpo_jax.advantages.success import (
     gpg,
     gpg_centered,
@@ -72,6 +72,7 @@ from grpo_jax.advantages.success import (
     passk_max_minus_second,
     relative_to_mean,
 )
+from grpo_jax.advantages.targets import critic_targets
 from grpo_jax.advantages.token_baseline import above_token_baseline, optimal_token_baseline, score_energy
 from grpo_jax.advantages.whitening import (
     reinforce_batch_norm,
@@ -117,6 +118,7 @@ __all__ = [
     "batch_standardized",
     "begins",
     "centered",
+    "critic_targets",
     "deviation",
     "discounted_returns",
     "fields_read",
@@ -160,6 +162,7 @@ __all__ = [
     "separately_standardized",
     "standardized",
     "step_advantages",
+    "teaches",
     "token_returns",
     "token_rewards",
     "uncentered",

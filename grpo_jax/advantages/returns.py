@@ -13,6 +13,7 @@ What `rewards` says a token is paid: "outcome", the reward of the row on its las
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from grpo_jax import masked
 from grpo_jax.advantages.deviations import check
-from grpo_jax.advantages.strategy import Advantage, counted, given, reads, rows
+from grpo_jax.advantages.strategy import Advantage, counted, given, reads, rows, teaches
 from grpo_jax.advantages.whitening import whiten
 from grpo_jax.groups import Memory
 from grpo_jax.types import Array, Collected
@@ -166,6 +167,24 @@ def above_greedy(
 
 
 @reads("value_old")
+def value_targets(
+    collected: Collected,
+    labels: Array,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: float = 0.0,
+    holes: str = "carry",
+    rewards: str = "outcome",
+) -> Array:
+    """f[N,T], what a critic learns (`Batch.returns`): GAE's advantage before any whitening, plus the value."""
+    value, mask = _critic(collected, labels, "value_targets")
+    reward = token_rewards(collected, mask, rewards=rewards)
+    return generalized_advantages(reward, value, mask, gamma=gamma, lam=lam, bootstrap=bootstrap, holes=holes)[1]
+
+
+@reads("value_old")
+@teaches(value_targets)
 def gae(
     collected: Collected,
     labels: Array,
@@ -188,6 +207,7 @@ def gae(
 
 
 @reads("value_old")
+@teaches(functools.partial(value_targets, lam=1.0))
 def gae_length_adaptive(
     collected: Collected,
     labels: Array,
@@ -204,23 +224,6 @@ def gae_length_adaptive(
     reward = token_rewards(collected, mask, rewards=rewards)
     recursion = {"gamma": gamma, "alpha": alpha, "bootstrap": bootstrap, "holes": holes}
     return length_adaptive_advantages(reward, value, mask, **recursion)[0], memory
-
-
-@reads("value_old")
-def value_targets(
-    collected: Collected,
-    labels: Array,
-    *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    bootstrap: float = 0.0,
-    holes: str = "carry",
-    rewards: str = "outcome",
-) -> Array:
-    """f[N,T], what a critic learns (`Batch.returns`): GAE's advantage before any whitening, plus the value."""
-    value, mask = _critic(collected, labels, "value_targets")
-    reward = token_rewards(collected, mask, rewards=rewards)
-    return generalized_advantages(reward, value, mask, gamma=gamma, lam=lam, bootstrap=bootstrap, holes=holes)[1]
 
 
 def reinforce_pp(

@@ -45,15 +45,28 @@ def begins(memory: Callable[..., Memory]) -> Callable[[Callable], Callable]:
     return mark
 
 
+def teaches(targets: Callable[..., Array]) -> Callable[[Callable], Callable]:
+    """Decorator: the strategy has a critic; ``targets(collected, labels, **keywords)`` f32[N,T] is what that learns.
+
+    `targets` takes keywords of the strategy, by the same names.
+    """
+
+    def mark(function: Callable) -> Callable:
+        vars(function)["teaches"] = targets
+        return function
+
+    return mark
+
+
 def fields_read(strategy: Any) -> tuple[str, ...]:
     """Sorted names of the optional fields that `strategy`, and every function bound in it, reads (see `OPTIONAL`)."""
-    return tuple(sorted({name for function, _ in _functions(strategy) for name in getattr(function, "reads", ())}))
+    return tuple(sorted({name for function, _ in composed(strategy) for name in getattr(function, "reads", ())}))
 
 
 def initial_memory(strategy: Any) -> dict[str, Array]:
     """What `strategy`, and every function bound in it, remembers before the first step: name -> array."""
     memory: dict[str, Array] = {}
-    for function, keywords in _functions(strategy):
+    for function, keywords in composed(strategy):
         begin = getattr(function, "begins", None)
         if begin is not None:
             wanted = inspect.signature(begin).parameters
@@ -61,20 +74,25 @@ def initial_memory(strategy: Any) -> dict[str, Array]:
     return memory
 
 
-def _functions(x: Any) -> Iterator[tuple[Callable, Mapping[str, Any]]]:
-    """Every function in a composition with its bound keywords, outermost first."""
+def composed(x: Any) -> Iterator[tuple[Callable, Mapping[str, Any]]]:
+    """Every function in a composition with its keywords, outermost first."""
+    if isinstance(x, tuple):
+        for part in x:
+            yield from composed(part)
+    elif callable(x):
+        function, keywords = bound(x)
+        yield function, keywords
+        for value in keywords.values():
+            yield from composed(value)
+
+
+def bound(x: Callable) -> tuple[Callable, dict[str, Any]]:
+    """The function inside a partial of partials, and its keywords: those that are bound, and the other defaults."""
     keywords: dict[str, Any] = {}
     while isinstance(x, functools.partial):
         keywords, x = {**x.keywords, **keywords}, x.func
-    if isinstance(x, tuple):
-        for part in x:
-            yield from _functions(part)
-    elif callable(x):
-        defaults = {name: p.default for name, p in _parameters(x).items() if p.default is not inspect.Parameter.empty}
-        bound = {**defaults, **keywords}
-        yield x, bound
-        for value in bound.values():
-            yield from _functions(value)
+    defaults = {name: p.default for name, p in _parameters(x).items() if p.default is not inspect.Parameter.empty}
+    return x, {**defaults, **keywords}
 
 
 def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import objectives
 from grpo_jax.checkpoint import abstract
 from grpo_jax.display import choose
 from grpo_jax.experiment import Experiment, Summary
@@ -30,6 +29,7 @@ from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from grpo_jax.loop.warm_starts import warmed
 from grpo_jax.origin import Origin
 from grpo_jax.rewards.guards import FailureLimit
+from grpo_jax.train import refers
 from grpo_jax.types import Params, TrainState
 
 STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
@@ -102,7 +102,7 @@ def reinforce(
         rollouts = phases.rollout(state, prompts) if known is None else []
         if waiting is not None:
             book.step(*waiting, {})
-        state, learned = phases.learn(state, known or tape.keep(step, phases.score(rollouts)))
+        state, learned = phases.learn(state, known or tape.keep(step, phases.score(state, rollouts)))
         waiting = (step, learned)
         leaving = session.signals.requested
         last = step == train.steps
@@ -139,8 +139,8 @@ def before(session: Session, state: TrainState, meta: dict[str, Any]) -> dict[st
 
 
 def reference(session: Session, state: TrainState, done: int) -> Params | None:
-    """The reference policy, if the recipe has a KL term: what GRPO began with, kept beside the run."""
-    if "logp_ref" not in objectives.wants(session.experiment.recipe):
+    """The reference policy, if the recipe has one: what GRPO began with, kept beside the run."""
+    if not refers(session.experiment.recipe):
         return None
     with session.folder.reference() as kept:
         params = kept.restore_params(abstract(state.params))

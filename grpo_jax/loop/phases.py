@@ -17,11 +17,12 @@ from grpo_jax.compiled import compiled
 from grpo_jax.data import records
 from grpo_jax.heldout import Judge
 from grpo_jax.lifeline import Exit, RunStopped
+from grpo_jax.objectives import wants
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.rewards.text import Record, Scores, score
 from grpo_jax.sharding import place_rows
-from grpo_jax.train import Step, Stream, host, learn_rows, reference_rows, sample_rows, score_rows, stream
-from grpo_jax.types import Array, Batch, Metrics, Params, Prompts, Reward, Rollouts, TrainState
+from grpo_jax.train import Step, Stream, host, learn_rows, look_rows, looks, sample_rows, score_rows, stream
+from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
 
 PHASES = ("rollout", "reward", "reference", "update")
 
@@ -64,7 +65,7 @@ class Scored:
     reward: Reward
     scores: Scores | None = None  # of rewards on text
     texts: Sequence[Record] | None = None  # the rows as text, where somebody needed them
-    logp_ref: Array | None = None  # f32[N, T], where it was begun already
+    seen: Seen | None = None  # where it was begun already
     replayed: bool | None = None  # where rollouts are recorded: whether another run sampled these
 
 
@@ -96,11 +97,13 @@ class Phases:
         change, mesh = settings.gradient, judge.mesh
         shared = {"mesh": mesh, "model": change.model, "group_size": change.group_size}
         self._sample = compiled(sample_rows, sampling=settings.sampling, **shared)
-        self._refer = compiled(reference_rows, temperature=change.temperature, chunk=change.chunk, **shared)
+        self._want, how = looks(change.recipe), {"temperature": change.temperature, "chunk": change.chunk}
+        self._look = compiled(look_rows, want=self._want, **how, **shared)
         self._learn = compiled(learn_rows, mesh=mesh, donate=("state",), settings=change)
         self._reward = None if settings.reward is None else compiled(score_rows, mesh=mesh, reward=settings.reward)
         self._keys = [stream(judge.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
         self._judge, self._reference, self._clock, self._failures = judge, reference, clock, failures
+        self._compares = "kl_full" in wants(change.recipe)
         self._chunks = chunks if self._reward is None else 1  # on token ids there is nothing to wait for
 
     def rollout(self, state: TrainState, prompts: Prompts) -> list[Rollouts]:
@@ -113,8 +116,8 @@ class Phases:
             for part in parts
         ]
 
-    def score(self, parts: Sequence[Rollouts]) -> Scored:
-        """Score the rows: begin to, on token ids; wait for it, on text.
+    def score(self, state: TrainState, parts: Sequence[Rollouts]) -> Scored:
+        """Score the rows: begin to, on token ids; wait for it, on text, while the policies look at them.
 
         Raises RunStopped (code 5) where text rewards fail too often.
         """
@@ -129,29 +132,33 @@ class Phases:
             pending.append(_begun(self._judge, found))
         self._clock.mark("rollout")
         rollouts = place_rows(joined(rows), self._judge.mesh) if len(parts) > 1 else parts[0]
-        logp_ref = self._refer_to(rollouts)  # computed while the rewards are waited for
+        seen = self._look_at(state, rollouts)  # computed while the rewards are waited for
         reward, scores = _together([wait() for wait in pending])
         self._clock.mark("reward")
         _check_scored(reward, scores)
         self._failures.check(texts, scores)
-        return Scored(rollouts, reward, scores, texts, logp_ref)
+        return Scored(rollouts, reward, scores, texts, seen)
 
     def learn(self, state: TrainState, scored: Scored) -> tuple[TrainState, Learned]:
         """Begin to learn from the rows; `state` is used up."""
         mesh, rollouts = self._judge.mesh, place_rows(scored.rollouts, self._judge.mesh)
         reward = place_rows(scored.reward, mesh)
-        logp_ref = self._refer_to(rollouts) if scored.logp_ref is None else scored.logp_ref
-        state, metrics, batch = self._learn(state, rollouts, reward, self._keys[1], logp_ref)
-        for name, promise in zip(PHASES, (rollouts, reward, logp_ref), strict=False):
+        seen = self._look_at(state, rollouts) if scored.seen is None else scored.seen
+        reference = self._reference if self._compares else None
+        state, metrics, batch = self._learn(state, rollouts, reward, self._keys[1], seen, reference)
+        for name, promise in zip(PHASES, (rollouts, reward, seen), strict=False):
             if promise is not None:
                 jax.block_until_ready(promise)
                 self._clock.mark(name)
         return state, Learned(metrics, batch, scored)
 
-    def _refer_to(self, rollouts: Rollouts) -> Array | None:
-        if self._reference is None:
+    def _look_at(self, state: TrainState, rollouts: Rollouts) -> Seen | None:
+        """What the recipe wants to know of the rows, begun; a policy that it does not ask is not handed over."""
+        if not self._want:
             return None
-        return place_rows(self._refer(self._reference, rollouts), self._judge.mesh)
+        params = None if self._want == ("logp_ref",) else state.params
+        reference = self._reference if "logp_ref" in self._want else None
+        return place_rows(self._look(params, reference, rollouts), self._judge.mesh)
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:

@@ -1,6 +1,18 @@
-"""Ways to turn a batch into new parameters. All have the signature of `gradient.update`."""
+"""Ways to turn a batch into new parameters; all have the signature of `update`, which chooses among them."""
 
-from grpo_jax.updates.gradient import Gradient, update
+from grpo_jax.updates.gradient import Gradient
+from grpo_jax.updates.methods import METHODS, Method, begin, update
 from grpo_jax.updates.optimizer import SGD, AnyOptimizer, Optimizer, build, learning_rate
 
-__all__ = ["SGD", "AnyOptimizer", "Gradient", "Optimizer", "build", "learning_rate", "update"]
+__all__ = [
+    "METHODS",
+    "SGD",
+    "AnyOptimizer",
+    "Gradient",
+    "Method",
+    "Optimizer",
+    "begin",
+    "build",
+    "learning_rate",
+    "update",
+]

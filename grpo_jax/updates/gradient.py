@@ -1,6 +1,8 @@
 """Optimiser updates by the gradient of an objective: epochs over minibatches of whole prompts, in micro-batches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +15,9 @@ from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
 from grpo_jax.updates.optimizer import AnyOptimizer, build
+
+OF_THE_RECORD = ("logp_ref",)
+"""What a recipe may want that the record holds: the passes of an update do not compute it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class Gradient:
             )
 
 
+_Score = Callable[[Params, Batch], TokenStats]
+"""`statistics`, bound to the update."""
+
+
 class _Piece(NamedTuple):
     """What a micro-batch adds: everything in it is a sum over tokens, so pieces add up exactly."""
 
@@ -58,16 +67,28 @@ class _Piece(NamedTuple):
     sums: dict[str, Array]
 
 
+def begin(params: Params, settings: Gradient) -> optax.OptState:
+    """What the optimiser keeps of `params` before its first update."""
+    return build(settings.optimizer, settings.updates).init(params)
+
+
 def update(
-    state: TrainState, batch: Batch, settings: Gradient, *, key: Array, mesh: jax.sharding.Mesh | None = None
+    state: TrainState,
+    batch: Batch,
+    settings: Gradient,
+    *,
+    key: Array,
+    mesh: jax.sharding.Mesh | None = None,
+    reference: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`state` after ``epochs * minibatches`` optimiser updates on `batch`, and their mean metrics.
 
     The loss of minibatch b of M is ``M * sum of weight * term`` over its rows: the mean over minibatches is the loss of
     the batch whatever M. An update whose loss, gradient or step is not finite changes neither parameters nor optimiser
     state and adds one to ``state.skipped``, which a good update sets back to 0. `key` orders the prompts and feeds
-    `prepare` steps.
+    `prepare` steps; `reference` are the parameters of the policy with which a term compares whole distributions.
     """
+    score = partial(statistics, settings=settings, mesh=mesh, reference=reference)
     arranged = batches.arrange(batch, settings.group_size)
     levels = batches.has_levels(batch)
     optimizer = build(settings.optimizer, settings.updates)
@@ -77,8 +98,8 @@ def update(
     def one(state: TrainState, xs: tuple[Array, Array]) -> tuple[TrainState, tuple]:
         index, step_key = xs
         mini = batches.take(arranged, index) if order.shape[0] > 1 else arranged
-        mini = _prepared(state.params, mini, settings, step_key, levels, mesh)
-        piece, logp = _accumulate(state.params, mini, settings, weight, levels, mesh)
+        mini = _prepared(state.params, mini, settings, step_key, levels, score)
+        piece, logp = _accumulate(state.params, mini, settings, weight, levels, score)
         state, extra = _apply(state, piece, optimizer)
         gap = jnp.abs(mini.rollouts.logp_full - logp)
         sampled = mini.rollouts.mask & mini.reward.valid[:, :, None]  # also rows that the grouping dropped
@@ -106,41 +127,47 @@ def _order(settings: Gradient, prompts: int, key: Array) -> Array:
     return jnp.stack(orders).astype(jnp.int32).reshape(rounds, prompts // settings.minibatches)
 
 
-def _stats(params: Params, rows: Batch, settings: Gradient, mesh: jax.sharding.Mesh | None) -> TokenStats:
-    want = tuple(name for name in objectives.wants(settings.recipe) if name != "logp_ref")
-    want = tuple(sorted({*want, "entropy"}))
+def statistics(
+    params: Params,
+    rows: Batch,
+    *,
+    settings: Gradient,
+    mesh: jax.sharding.Mesh | None = None,
+    reference: Params | None = None,
+) -> TokenStats:
+    """What the policy `params` says of `rows`, as far as the recipe asks for it, and its entropy for the journal."""
+    want = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
     return logprobs(
         params,
         settings.model,
         rows.rollouts,
         temperature=settings.temperature,
-        want=want,
+        want=tuple(sorted({*want, "entropy"})),
         group_size=settings.group_size,
         chunk=settings.chunk,
         mesh=mesh,
+        reference=reference,
     )
 
 
-def _prepared(
-    params: Params, mini: Batch, settings: Gradient, key: Array, levels: bool, mesh: jax.sharding.Mesh | None
-) -> Batch:
+def _prepared(params: Params, mini: Batch, settings: Gradient, key: Array, levels: bool, score: _Score) -> Batch:
     """`mini` after the prepare steps of the recipe, which may read every row of the update."""
     if not settings.recipe.prepare:
         return mini
     rows = batches.flatten(mini, levels=levels)
-    stats = jax.lax.stop_gradient(_stats(params, rows, settings, mesh))
+    stats = jax.lax.stop_gradient(score(params, rows))
     for number, prepare in enumerate(settings.recipe.prepare):
         rows = prepare(stats, rows, jax.random.fold_in(key, number))
     return batches.arrange(rows, settings.group_size)
 
 
 def _accumulate(
-    params: Params, mini: Batch, settings: Gradient, weight: Array, levels: bool, mesh: jax.sharding.Mesh | None
+    params: Params, mini: Batch, settings: Gradient, weight: Array, levels: bool, score: _Score
 ) -> tuple[_Piece, Array]:
     """Loss, gradient and diagnostic sums over a minibatch, and its log-probabilities f32[P / M, G, T]."""
 
     def objective(params: Params, rows: Batch) -> tuple[Array, tuple[dict[str, Array], Array]]:
-        stats = _stats(params, rows, settings, mesh)
+        stats = score(params, rows)
         value = objectives.loss(settings.recipe.parts, stats, rows) * settings.minibatches
         fixed = jax.lax.stop_gradient(stats)
         sums = {name: weight * total for name, total in metrics.diagnostic_sums(settings.recipe, fixed, rows).items()}

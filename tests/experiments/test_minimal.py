@@ -113,8 +113,9 @@ def library_update(params, old, reference, rollouts, outcome):
         logp_old = models.logprobs(old, MODEL, rollouts, temperature=1.0).logp
         rollouts = rollouts.replace(logp=logp_old, logp_full=logp_old)
         reward = Reward(outcome=outcome, valid=jnp.ones(ROWS, bool))
-        logp_ref = train.reference_rows(reference, rollouts, model=MODEL, temperature=1.0, group_size=CONFIG.group)
-        collected = train.collect(rollouts, reward, logp_ref, recipe=GRADIENT.recipe)
+        how = {"model": MODEL, "temperature": 1.0, "group_size": CONFIG.group}
+        seen = train.look_rows(None, reference, rollouts, want=("logp_ref",), **how)
+        collected = train.collect(rollouts, reward, seen, recipe=GRADIENT.recipe)
         labels, memory = train.label(collected, {}, GRADIENT.recipe)
         advantage, _ = train.advantage(collected, labels, memory, GRADIENT.recipe)
         batch = train.make_batch(collected, labels, advantage, GRADIENT.recipe)

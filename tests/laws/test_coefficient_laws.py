@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import objectives, train
+from grpo_jax.types import Seen
 from tests.laws import tiny
 
 RECIPE = objectives.grpo_adaptive_kl(target=0.1, initial=0.5, horizon=10.0, steps=2.0)
@@ -19,9 +20,8 @@ def one_step():
 
     def learn(coef):
         state = train.start(params, settings).replace(coef=coef)
-        state, metrics, batch = train.learn_rows(
-            state, rollouts, reward, jax.random.key(0), rollouts.logp - 0.5, settings=settings
-        )
+        seen = Seen(logp_ref=rollouts.logp - 0.5)
+        state, metrics, batch = train.learn_rows(state, rollouts, reward, jax.random.key(0), seen, settings=settings)
         return state.params, state.coef, batch.coef, metrics["kl/ref"]
 
     return jax.jit(learn, compiler_options=tiny.QUICK)

@@ -102,11 +102,9 @@ def rewards(seed: int = 0) -> Reward:
 
 def batch_of(rollouts: Rollouts, reward: Reward, change: Gradient, reference: Params) -> Batch:
     """The phases between sampling and the update."""
-    logp_ref = None
-    if "logp_ref" in objectives.wants(change.recipe):
-        given = {"model": change.model, "temperature": change.temperature, "group_size": change.group_size}
-        logp_ref = train.reference_rows(reference, rollouts, **given)
-    collected = train.collect(rollouts, reward, logp_ref, recipe=change.recipe)
+    given = {"model": change.model, "temperature": change.temperature, "group_size": change.group_size}
+    seen = train.look_rows(None, reference, rollouts, want=train.looks(change.recipe), **given)
+    collected = train.collect(rollouts, reward, seen, recipe=change.recipe)
     labels, memory = train.label(collected, {}, change.recipe)
     values, _ = train.advantage(collected, labels, memory, change.recipe)
     return train.make_batch(collected, labels, values, change.recipe)
@@ -180,8 +178,9 @@ def whole_step(
     keys = [train.stream(seed, name) for name in (train.Stream.ROLLOUT, train.Stream.UPDATE)]
     rollouts = train.sample_rows(state.params, prompts, keys[0], state.step, sampling=STEP.sampling, **given)
     reward = train.score_rows(rollouts, reward=even_tokens)
-    logp_ref = train.reference_rows(reference, rollouts, temperature=change.temperature, **given)
-    return train.learn_rows(state, rollouts, reward, keys[1], logp_ref, settings=change, mesh=mesh)
+    want = train.looks(change.recipe)
+    seen = train.look_rows(state.params, reference, rollouts, temperature=change.temperature, want=want, **given)
+    return train.learn_rows(state, rollouts, reward, keys[1], seen, settings=change, mesh=mesh)
 
 
 def step_program(mesh: Mesh | None = None) -> Callable[..., tuple[TrainState, Metrics, Batch]]:

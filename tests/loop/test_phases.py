@@ -72,7 +72,7 @@ def test_chunks_change_neither_tokens_nor_rewards(own: bool):
             run = ready(experiment, pool, count)
             parts = run.rollout(state, prompts)
             assert [part.prompts.length.shape[0] for part in parts] == [8 // count] * count
-            found = run.score(parts)
+            found = run.score(state, parts)
             whole = whole or found
             assert found.scores == whole.scores and found.texts == whole.texts
             jax.tree.map(np.testing.assert_array_equal, found.reward, whole.reward)
@@ -89,7 +89,7 @@ def test_a_step_goes_through_its_phases_in_order(variant: str):
     run, clock = ready(experiment), Stopwatch()
     run._clock = clock
     state = init_state(0, step_settings(experiment).gradient)
-    state, learned = run.learn(state, run.score(run.rollout(state, experiment.data.draw(0, np.arange(8)))))
-    assert list(clock.lap()) == ["rollout", "reward", "reference"]
+    state, learned = run.learn(state, run.score(state, run.rollout(state, experiment.data.draw(0, np.arange(8)))))
+    assert list(clock.lap()) == ["rollout", "reward"]  # nobody has to look at the rows
     assert (learned.scored.scores is None) == (learned.scored.texts is None) == (variant == "plain")
     assert int(state.step) == 1 and learned.batch.logp_ref is None  # the recipe has no use for a reference
