@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from grpo_jax import masked
 from grpo_jax.groups import tied
 from grpo_jax.models.arrange import arrange
-from grpo_jax.types import Array, Reward, Rollouts
+from grpo_jax.types import Array, Prompts, Reward, Rollouts
 
 PREFIX = "dynamic."
 """Of the names in `TrainState.memory` that hold the groups left over."""
@@ -118,6 +118,28 @@ def grouped(
     )
 
 
+def blank(prompts: Prompts, *, group_size: int, width: int) -> Rollouts:
+    """Rows of the shapes and dtypes that sampling gives for `prompts`, with nothing in them."""
+    count = prompts.length.shape[0]
+    rows, cells = (count * group_size,), (count * group_size, width)
+
+    def none(shape: tuple[int, ...], dtype: str = "int32") -> Array:
+        return jnp.zeros(shape, dtype)
+
+    return Rollouts(
+        prompts=jax.tree.map(jnp.zeros_like, prompts),
+        prompt=_numbers(count, group_size),
+        sample=none(rows),
+        tokens=none(cells),
+        length=none(rows),
+        stopped=none(rows, "bool"),
+        mask=none(cells, "bool"),
+        logp=none(cells, "float32"),
+        logp_full=none(cells, "float32"),
+        version=none(rows),
+    )
+
+
 def empty(like: Groups) -> Groups:
     """Groups of the shapes of `like` that holds nothing."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
@@ -153,7 +175,7 @@ def gathered(
     """`held` (2P places) with the informative groups of a round of P prompts behind its own, and what there is to tell.
 
     The refused groups of the round take the places behind. Told: `informative` groups held now, `found` ones in
-    the round, and for the outcome ("reward") and each component over its rows the `sum` and `count`.
+    the round, its `tokens`, and for the outcome ("reward") and each component over its rows the `sum` and `count`.
     """
     del mesh
     more = grouped(rollouts, reward, status, group_size=group_size, component=component)
@@ -167,6 +189,7 @@ def gathered(
     return held, {
         "informative": _count(held.informative),
         "found": _count(more.informative),
+        "tokens": jnp.sum(rollouts.length, dtype=jnp.int32),
         "sum": {name: masked.total(values, there[name]) for name, values in seen.items()},
         "count": {name: masked.count(mask) for name, mask in there.items()},
     }

@@ -109,6 +109,7 @@ def test_rounds_fill_a_step_and_what_is_left_over_comes_first_at_the_next():
     held, told = gathered(held, *sampled([SOLVED, MIXED, FAILED], draw=0, version=5))
     assert (int(told["informative"]), int(told["found"])) == (1, 1)
     assert float(told["sum"]["reward"]) == 3.0 and float(told["count"]["reward"]) == 6.0
+    assert int(told["tokens"]) == 6 * T
     held, told = gathered(held, *sampled([MIXED, MIXED, MIXED], draw=3, version=5))
     assert (int(told["informative"]), int(told["found"])) == (4, 3)
     trained, kept, told = closed(held, i32(5)[0])

@@ -34,8 +34,8 @@ class Classed(Protocol):
         """f64[C] above 0 that sum to 1: the shares of the classes where nothing is known of their difficulty."""
         ...
 
-    def class_of(self, prompts: Prompts) -> np.ndarray:
-        """i64[P], the class of every prompt."""
+    def class_of(self, row: np.ndarray) -> np.ndarray:
+        """i64[P], the class of every training prompt, from its `Prompts.row` i32[P]."""
         ...
 
     def draw_class(self, seed: int, draws: np.ndarray, classes: np.ndarray) -> Prompts:

@@ -82,9 +82,9 @@ class Jsonl:
         """f64[C]: a class is a training line, and each comes as often as the others."""
         return np.full(len(self._train_rows), 1 / len(self._train_rows))
 
-    def class_of(self, prompts: Prompts) -> np.ndarray:
-        """i64[P], the place of the line of every prompt among the training lines."""
-        return np.searchsorted(self._train_rows, np.asarray(prompts.row)).astype(np.int64)
+    def class_of(self, row: np.ndarray) -> np.ndarray:
+        """i64[P], the place among the training lines of the line that each number is of."""
+        return np.searchsorted(self._train_rows, row).astype(np.int64)
 
     def draw_class(self, seed: int, draws: np.ndarray, classes: np.ndarray) -> Prompts:
         """The training line that is asked for, as the draw of that number; there are no epochs."""

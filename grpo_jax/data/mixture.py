@@ -77,9 +77,9 @@ class Mixture:
         """f64[C]: a class is a part, with its share of the draws."""
         return self._shares / np.cumsum(self._shares)[-1]
 
-    def class_of(self, prompts: Prompts) -> np.ndarray:
-        """i64[P], the number of the part of every prompt."""
-        return np.asarray(prompts.row, np.int64) % len(self.parts)
+    def class_of(self, row: np.ndarray) -> np.ndarray:
+        """i64[P], the number of the part that each row is of."""
+        return row.astype(np.int64) % len(self.parts)
 
     def draw_class(self, seed: int, draws: np.ndarray, classes: np.ndarray) -> Prompts:
         """Draw k of the part that is asked for."""

@@ -94,6 +94,7 @@ def update(
     optimizer = build(settings.optimizer, settings.updates)
     order = _order(settings, batch.rollouts.prompts.length.shape[0], key)
     weight = metrics.diagnostic_weight(batch) * settings.minibatches
+    newest = jnp.max(batch.rollouts.version)
 
     def one(state: TrainState, xs: tuple[Array, Array]) -> tuple[TrainState, tuple]:
         index, step_key = xs
@@ -102,7 +103,9 @@ def update(
         piece, logp = _accumulate(state.params, mini, settings, weight, levels, score)
         state, extra = _apply(state, piece, optimizer)
         gap = jnp.abs(mini.rollouts.logp_full - logp)
-        sampled = mini.rollouts.mask & mini.reward.valid[:, :, None]  # also rows that the grouping dropped
+        # Also rows that the grouping dropped, but none that earlier parameters sampled: there the two differ.
+        fresh = mini.reward.valid & (mini.rollouts.version == newest)
+        sampled = mini.rollouts.mask & fresh[:, :, None]
         return state, ({**piece.sums, **extra, "loss": piece.loss}, gap, sampled)
 
     keys = jax.random.split(jax.random.fold_in(key, 1), order.shape[0])

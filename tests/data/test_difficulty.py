@@ -124,7 +124,7 @@ def test_a_class_of_a_file_is_a_training_line(lines: Jsonl):
     classes = np.array([5, 0, 5, count - 1])
     found = lines.draw_class(3, np.array([70, 71, 72, 73]), classes)
     assert found.row.tolist() == [every.row[k] for k in classes] and found.draw.tolist() == [70, 71, 72, 73]
-    assert lines.class_of(found).tolist() == classes.tolist()
+    assert lines.class_of(np.asarray(found.row)).tolist() == classes.tolist()
 
 
 def test_a_class_of_a_mixture_is_a_part():
@@ -140,11 +140,11 @@ def test_a_class_of_a_mixture_is_a_part():
     for index, prompts in enumerate(own):
         width = prompts.tokens.shape[1]
         np.testing.assert_array_equal(found.tokens[index, :width], prompts.tokens[0])
-    assert task.class_of(found).tolist() == classes.tolist() and found.draw.tolist() == draws.tolist()
+    assert task.class_of(np.asarray(found.row)).tolist() == classes.tolist() and found.draw.tolist() == draws.tolist()
     # The classes that the mixture names by itself give what it draws by itself.
     plain = task.draw(4, np.arange(50))
-    same = task.draw_class(4, np.arange(50), task.class_of(plain))
+    same = task.draw_class(4, np.arange(50), task.class_of(np.asarray(plain.row)))
     np.testing.assert_array_equal(same.tokens, plain.tokens)
     every = task.drawable(4, np.arange(5))
     assert sorted(every.draw.tolist()) == sorted([*range(5)] * 3)
-    assert task.class_of(every).tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert task.class_of(np.asarray(every.row)).tolist() == [0] * 5 + [1] * 5 + [2] * 5
