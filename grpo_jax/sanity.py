@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from grpo_jax.advantages import fields_read
 from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
-from grpo_jax.objectives import functions
+from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
 
 UNBOUNDED = frozenset({"train.gap_limit"})
@@ -34,6 +35,7 @@ def check(experiment: Any) -> None:
     _check_stop(experiment)
     _check_group_size(experiment)
     _check_labels(experiment)
+    _check_critic(experiment)
     _check_mesh(experiment)
     _check_dynamic(experiment)
     _check_difficulty(experiment)
@@ -182,6 +184,33 @@ def _check_component(path: str, name: str | None, experiment: Any) -> None:
             f"{path}: got {name!r}, allowed {', '.join(known)}, the names of the rewards: write for instance"
             f" {near[0] if near else known[0]}"
         )
+
+
+def _check_critic(experiment: Any) -> None:
+    """Who reads values needs a critic and somebody who teaches it; what is set for one must not be lost."""
+    recipe, model = experiment.recipe, experiment.model
+    taught, read = "value" in wants(recipe.parts), "value_old" in fields_read(recipe.advantage)
+    if (taught or read) and model.critic is None:
+        raise ValueError(
+            "model.critic: got None, allowed head, tower with this recipe, whose loss or advantage reads the values of"
+            " a critic: --set model.critic=head puts one on the policy's layers, or take a recipe without a critic"
+        )
+    if read and not taught:
+        raise ValueError(
+            "recipe.parts: got none that teaches the critic, whose values the advantage reads, so it would stay at 0;"
+            " allowed is a recipe with one: add Part(token_mean, value_clip), as objectives.ppo_critic does"
+        )
+    optimizers = {"optimizer": (experiment.optimizer, taught)}
+    if experiment.warm_start is not None:
+        optimizers["warm_start.optimizer"] = (experiment.warm_start.optimizer, False)
+    for path, (settings, learns) in optimizers.items():
+        for name, neutral in (("critic_rate", 1.0), ("critic_warmup", 0)):
+            got = getattr(settings, name, neutral)
+            if got != neutral and not learns:
+                raise ValueError(
+                    f"{path}.{name}: got {got}, allowed {neutral}, because no critic learns there: leave it out, or"
+                    " train with objectives.ppo_critic"
+                )
 
 
 def _check_mesh(experiment: Any) -> None:
