@@ -33,14 +33,15 @@ def test_the_variants_differ_from_the_quickstart_in_what_a_completion_is_compare
 def test_a_short_run_expects_more_and_more(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without a critic nothing is expected: the mean value stays 0. With one it goes where the returns are."""
     monkeypatch.setattr(heldout, "CHUNK", 16)
-    whole = file.VARIANTS[variant]
+    whole, warm = file.VARIANTS[variant], file.QUICKSTART.warm_start
+    assert warm is not None
     experiment = dataclasses.replace(
         whole,
         model=dataclasses.replace(whole.model, width=16, layers=1, heads=2, kv_heads=2, head_width=8, hidden=32),
         train=dataclasses.replace(whole.train, steps=12, prompts=32),
         optimizer=dataclasses.replace(whole.optimizer, learning_rate=1e-2, warmup=0),
         evaluation=dataclasses.replace(whole.evaluation, every=12, prompts=8, full_prompts=16, samples=1),
-        warm_start=dataclasses.replace(file.QUICKSTART.warm_start, steps=300, limit=300, gate=0.0),
+        warm_start=dataclasses.replace(warm, steps=300, limit=300, gate=0.0),
     )
     grpo_jax.run(experiment, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

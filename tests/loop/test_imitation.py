@@ -12,7 +12,9 @@ from grpo_jax import heldout, lifeline
 from grpo_jax.experiment import step_settings
 from grpo_jax.loop import course, imitation
 from grpo_jax.loop.imitation import Lessons
+from grpo_jax.loop.session import Session
 from grpo_jax.train import init_state
+from grpo_jax.types import TrainState
 from tests.system.small_run import CRITIC, DATA, PLAIN
 
 
@@ -48,15 +50,17 @@ def test_a_tower_begins_where_the_warm_start_has_brought_the_policy(tmp_path: Pa
         warm_start=dataclasses.replace(PLAIN.warm_start, optimizer=decaying),
         train=dataclasses.replace(PLAIN.train, steps=0),
     )
-    ended, kept = [], imitation.start
-    monkeypatch.setattr(imitation, "start", lambda params, settings: kept(ended.append(params) or params, settings))
-    imitate = course.begin
-    before = []
-    monkeypatch.setattr(course, "begin", lambda session, state: imitate(session, before.append(state) or state))
+    states, begin = [], course.begin
+
+    def noted(session: Session, state: TrainState) -> TrainState:
+        states.extend((state, begin(session, state)))
+        return states[-1]
+
+    monkeypatch.setattr(course, "begin", noted)
     grpo_jax.run(experiment, tmp_path / "run")
+    policy, begun = (state.params for state in states)
     untouched = init_state(experiment.seed, step_settings(experiment).gradient).params["critic"]
-    jax.tree.map(np.testing.assert_array_equal, before[0].params["critic"], untouched)
-    begun, policy = ended[0]["critic"], before[0].params
+    jax.tree.map(np.testing.assert_array_equal, policy["critic"], untouched)
     assert np.abs(np.asarray(policy["embed"]) - np.asarray(untouched["embed"])).max() > 1e-3
     for name in ("embed", "norm", "layers"):
-        jax.tree.map(np.testing.assert_array_equal, begun[name], policy[name])
+        jax.tree.map(np.testing.assert_array_equal, begun["critic"][name], policy[name])
