@@ -179,7 +179,7 @@ def _apart(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.GradientTransformation(inner.init, update)
 
 
-def _roles(settings: AnyOptimizer, *, taught: bool) -> optax.GradientTransformation:
+def _roles(settings: Optimizer | SGD, *, taught: bool) -> optax.GradientTransformation:
     """Steps of the critic times its rate, or 0 where it is not `taught`; steps of the policy 0 while that waits."""
     rate, wait = (settings.critic_rate, settings.critic_warmup) if taught else (0.0, 0)
 
@@ -187,7 +187,7 @@ def _roles(settings: AnyOptimizer, *, taught: bool) -> optax.GradientTransformat
         del params
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: optax.ScaleByScheduleState, params: optax.Params | None = None) -> tuple:
+    def update(updates: Any, state: Any, params: optax.Params | None = None) -> tuple:
         del params
         moves = state.count >= wait
         policy = jax.tree.map(lambda step: jnp.where(moves, step, jnp.zeros_like(step)), without_critic(updates))
