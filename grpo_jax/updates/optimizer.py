@@ -179,7 +179,7 @@ def _apart(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.GradientTransformation(inner.init, update)
 
 
-def _roles(settings: AnyOptimizer, *, taught: bool) -> optax.GradientTransformation:
+def _roles(settings: Optimizer | SGD, *, taught: bool) -> optax.GradientTransformation:
     """Steps of the critic times its rate, or 0 where it is not `taught`; steps of the policy 0 while that waits."""
     rate, wait = (settings.critic_rate, settings.critic_warmup) if taught else (0.0, 0)
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from grpo_jax.data import Chain
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Scoring, Train, WarmStart
 from grpo_jax.models import ModelConfig
-from grpo_jax.objectives import grpo
+from grpo_jax.objectives import grpo, trpo
 from grpo_jax.rewards.tokens import combine
 from grpo_jax.sampling import Sampling
 from grpo_jax.types import Array, Rollouts
-from grpo_jax.updates import Optimizer
+from grpo_jax.updates import Optimizer, TrustRegion
 from tests.system.small_text import always, digits_in_text, right_in_text
 
 
@@ -71,6 +71,9 @@ VARIANTS = {
     "penalty": dataclasses.replace(PLAIN, recipe=grpo(beta=0.04)),
     "text": dataclasses.replace(PLAIN, reward=None),
     "cold": dataclasses.replace(PLAIN, warm_start=None),
+    "trust": dataclasses.replace(
+        PLAIN, recipe=trpo(), optimizer=TrustRegion(delta=0.05, final=0.5, iterations=4, fisher_share=0.5)
+    ),
     "mesh": dataclasses.replace(PLAIN, mesh={"data": 2, "fsdp": 4}),
     "twins": dataclasses.replace(
         PLAIN, text_rewards={"accuracy": (always, 1.0), "digits": (digits_in_text, 0.25)}, warm_start=None
