@@ -18,7 +18,7 @@ def test_every_check_has_an_example(root: Path):
     assert sorted(re.findall(r"^(check_\w+)\(", "".join(blocks), re.MULTILINE)) == CHECKS
 
 
-@pytest.mark.parametrize("page", ["testing"])
+@pytest.mark.parametrize("page", ["testing", pytest.param("compare_gradients", marks=pytest.mark.slow)])
 def test_its_python_runs(root: Path, tmp_path: Path, page: str):
     blocks = BLOCK.findall((root / f"docs/{page}.md").read_text(encoding="utf-8"))
     assert blocks
