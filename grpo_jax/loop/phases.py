@@ -6,8 +6,8 @@ measuring delays nothing.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -79,6 +79,10 @@ class Scored:
     texts: Sequence[Record] | None = None  # the rows as text, where somebody needed them
     seen: Seen | None = None  # where it was begun already
     replayed: bool | None = None  # where rollouts are recorded: whether another run sampled these
+    told: Mapping[str, float] = field(default_factory=dict)  # further metrics of the step
+    statuses: Mapping[str, int] | None = None  # status -> scores of all that was sampled, where that is more
+    tokens: int | None = None  # of all that was sampled, where that is more
+    written: int | None = None  # how many rows, from the first on, are trained on; None: all
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,10 @@ class Phases:
             for part in parts
         ]
 
-    def score(self, state: TrainState, parts: Sequence[Rollouts]) -> Scored:
+    def score(self, state: TrainState, parts: Sequence[Rollouts], *, look: bool = True) -> Scored:
         """Score the rows: begin to, on token ids; wait for it, on text, while the policies look at them.
+
+        Without `look` they do so once it is known which rows are learned from.
 
         Raises RunStopped (code 5) where text rewards fail too often.
         """
@@ -147,7 +153,7 @@ class Phases:
         greedy = None if self._greedy is None else self._greedy.begin(state, parts)
         self._clock.mark("rollout")
         rollouts = place_rows(joined(rows), self._judge.mesh) if len(parts) > 1 else parts[0]
-        seen = self._look_at(state, rollouts)  # computed while the rewards are waited for
+        seen = self._look_at(state, rollouts) if look else None  # computed while the rewards are waited for
         reward, scores = together([wait() for wait in pending])
         self._clock.mark("reward")
         check_scored(reward, scores)

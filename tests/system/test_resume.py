@@ -240,6 +240,29 @@ def test_a_killed_run_with_a_shared_warm_start_and_recorded_rollouts_is_the_unin
     assert {row["phase"] for row in taken} == {"warm_start"}
 
 
+ROUNDS: Sequence[Fault] = [
+    ("round", 0),
+    ("round", 2),
+    ("saving", 1),
+    ("rounds", 1),
+    ("torn", 40),
+    ("round", 3),
+    ("term", 50),
+    ("commit", 1),
+    ("rounds", 0),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["dynamic", "dynamic_text", "dynamic_mesh", "difficulty"])
+def test_a_run_killed_between_its_rounds_is_the_uninterrupted_run(variant: str, tmp_path: Path):
+    interrupted(tmp_path / "a", variant, ROUNDS, steps=16)
+    assert attempt(tmp_path / "b", variant, steps=16).returncode == DONE
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+    steps = [row for row in lines(tmp_path / "b" / "metrics.jsonl") if row.get("dynamic/rounds")]
+    assert max(row["dynamic/rounds"] for row in steps) > 1 and max(row["dynamic/surplus"] for row in steps) > 0
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_is_the_uninterrupted_run(uninterrupted: Callable[[str], Path], tmp_path: Path):
     folder, chance = tmp_path / "run", random.Random(0)
