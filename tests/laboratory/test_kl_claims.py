@@ -36,7 +36,7 @@ PENALTIES = {
 
 def truths(world: lab.World) -> dict:
     """Divergences and their gradients, by summing over all completions."""
-    listed, policy, reference = world.completions, world.logits, world.reference
+    listed, policy, reference = world.completions, world.logits, world.reference_logits
     visited = jax.lax.stop_gradient(policy)
 
     def value_and_slope(function: Callable) -> tuple:

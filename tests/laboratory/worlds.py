@@ -31,12 +31,12 @@ def recipe(
 class Result(NamedTuple):
     """Moments of an estimator, and its mean as the gradient of the expected reward times a factor, and aside of it."""
 
-    loss: np.ndarray
-    ascent: np.ndarray
-    variance: np.ndarray
-    square: np.ndarray
-    factor: np.ndarray
-    aside: np.ndarray
+    loss: Any  # numbers, as arrays of numpy once they are measured
+    ascent: Any  # f[P, Z, V]
+    variance: Any
+    square: Any
+    factor: Any
+    aside: Any
 
 
 def result(world: lab.World, moments: lab.Moments) -> Result:
@@ -102,7 +102,7 @@ def _world(completions: lab.Completions, seed: int, prompts: int, fields: Mappin
         "value": np.zeros((prompts, *completions.tokens.shape)),
         "greedy": rng.normal(size=prompts),
     }
-    return lab.World(completions=completions, **{name: jnp.asarray(x) for name, x in (drawn | fields).items()})
+    return lab.World(completions=completions, **{name: jnp.asarray(x) for name, x in {**drawn, **fields}.items()})
 
 
 near = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
