@@ -10,7 +10,7 @@ import numpy as np
 
 from grpo_jax import laboratory as lab
 from grpo_jax import objectives as o
-from grpo_jax.advantages import Advantage, outcome
+from grpo_jax.advantages import Advantage, begins, outcome
 from grpo_jax.groups import Grouping, Memory, by_prompt
 from grpo_jax.types import Array, Collected
 
@@ -44,6 +44,11 @@ def result(world: lab.World, moments: lab.Moments) -> Result:
     return Result(moments.loss, moments.ascent, moments.variance, moments.square, *compared)
 
 
+def _switch(*, strategies: tuple[Advantage, ...]) -> Memory:
+    return {"switch": jnp.zeros(len(strategies))}
+
+
+@begins(_switch)
 def one_of(collected: Collected, labels: Array, memory: Memory, *, strategies: tuple[Advantage, ...]) -> tuple:
     """The strategy whose place ``memory["switch"]`` f[K] marks with 1, the others with 0."""
     found = [memory["switch"][place] * strategy(collected, labels, {})[0] for place, strategy in enumerate(strategies)]
