@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.advantages import fields_read
+from grpo_jax.advantages import fields_read, learns_alone
 from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
 from grpo_jax.objectives import functions, wants
@@ -118,19 +118,20 @@ def _check_stop(experiment: Any) -> None:
 
 
 def _check_group_size(experiment: Any) -> None:
-    """A comparison within a group of one teaches nothing: its advantage is 0 by the convention ``singleton="zero"``."""
+    """A comparison within a group of one teaches nothing: its advantages are 0, or no numbers."""
     train, recipe = experiment.train, experiment.recipe
     if train.group_size != 1 or train.steps == 0:
         return
     if by_prompt not in [function for function, _ in functions(recipe.grouping)]:
         return
-    for function, keywords in functions(recipe.advantage):
-        if keywords.get("singleton") == "zero":
-            raise ValueError(
-                f"train.group_size: got 1, allowed >= 2 with the advantage {function.__name__}: it compares the"
-                " completions of a prompt with each other, and one alone is always worth 0; raise train.group_size, or"
-                " take advantages.batch_centered, which compares all rows of a step"
-            )
+    if learns_alone(recipe.advantage):
+        return
+    name = next(function.__name__ for function, _ in functions(recipe.advantage))
+    raise ValueError(
+        f"train.group_size: got 1, allowed >= 2 with the advantage {name}: it compares the completions of a prompt with"
+        " each other, and one alone is always worth 0; raise train.group_size, or take advantages.batch_centered, which"
+        " compares all rows of a step"
+    )
 
 
 def _check_labels(experiment: Any) -> None:

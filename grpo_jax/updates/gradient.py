@@ -16,7 +16,7 @@ from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
 from grpo_jax.updates.optimizer import AnyOptimizer, build
 
-OF_THE_RECORD = ("logp_ref",)
+OF_THE_RECORD = ("logp_old", "logp_ref")
 """What a recipe may want that the record holds: the passes of an update do not compute it."""
 
 
@@ -160,15 +160,21 @@ def statistics(
     settings: Gradient,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    want: tuple[str, ...] | None = None,
 ) -> TokenStats:
-    """What the policy `params` says of `rows`, as far as the recipe asks for it, and its entropy for the journal."""
-    want = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
+    """What the policy `params` says of `rows`: log-probabilities, and `want`.
+
+    None is what the recipe asks for and the entropy, which every journal has.
+    """
+    if want is None:
+        asked = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
+        want = tuple(sorted({*asked, "entropy"}))
     return logprobs(
         params,
         settings.model,
         rows.rollouts,
         temperature=settings.temperature,
-        want=tuple(sorted({*want, "entropy"})),
+        want=want,
         group_size=settings.group_size,
         chunk=settings.chunk,
         mesh=mesh,

@@ -90,7 +90,7 @@ def started(
     keywords: Mapping[str, Path] = NOTHING,
 ) -> subprocess.Popen[str]:
     """One process of a run; `keywords` are those of `grpo_jax.run`."""
-    devices = 8 if variant.endswith("mesh") else 1
+    devices = 8 if "mesh" in variant else 1
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -199,7 +199,7 @@ def test_a_finished_run_is_finished(uninterrupted: Callable[[str], Path]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["plain", "penalty", "text", "cold", "mesh"])
+@pytest.mark.parametrize("variant", ["plain", "penalty", "text", "cold", "mesh", "roles", "critic", "critic on a mesh"])
 def test_every_kind_of_run_survives_every_kind_of_kill(variant: str, tmp_path: Path):
     only_warm = ("imitation", "begin")
     faults = [fault for fault in LONG if variant != "cold" or fault[0] not in only_warm]

@@ -148,7 +148,7 @@ def walk(settings: AnyOptimizer, params: dict, *, critic: bool | None, steps: in
 
 
 @pytest.mark.parametrize("settings", [DECAYING, SGD(learning_rate=0.1, momentum=0.5)], ids=["adam", "sgd"])
-def test_policy_and_critic_learn_as_by_two_optimisers(settings: AnyOptimizer):
+def test_policy_and_critic_learn_as_by_two_optimisers(settings: Optimizer | SGD):
     together = walk(dataclasses.replace(settings, critic_rate=3.0), BOTH, critic=True)
     policy = walk(settings, POLICY, critic=None)
     critic = walk(dataclasses.replace(settings, learning_rate=3.0 * settings.learning_rate), CRITIC, critic=None)
@@ -177,6 +177,7 @@ def test_a_critic_that_nobody_teaches_does_not_decay():
     [
         ({"delta": 0.0}, "optimizer.delta: got 0.0, allowed > 0"),
         ({"delta": float("nan")}, "delta: got nan"),
+        ({"final": 1.1}, "final: got 1.1, allowed 0 <= final <= 1"),
         ({"damping": -0.1}, "damping: got -0.1, allowed >= 0"),
         ({"iterations": 0}, "iterations: got 0, allowed >= 1"),
         ({"tolerance": 1.0}, "tolerance: got 1.0, allowed 0 <= tolerance < 1"),
