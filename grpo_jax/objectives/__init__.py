@@ -50,6 +50,7 @@ from grpo_jax.objectives.control import (
     following,
     gated,
     initial_values,
+    measured,
     proportional,
     stepping,
 )
@@ -274,6 +275,7 @@ __all__ = [
     "luffy",
     "luspo",
     "masked_importance",
+    "measured",
     "mis_sequence",
     "mismatch",
     "mismatch_mean",
