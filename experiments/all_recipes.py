@@ -138,7 +138,7 @@ VARIANTS |= {
         VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
     ),
     "trpo": replace(
-        of_recipe(SURROGATE),
+        of_recipe(RECIPES.get("trpo", SURROGATE)),
         optimizer=TrustRegion(),
         train=replace(EXPERIMENT.train, epochs=1, minibatches=1),
     ),

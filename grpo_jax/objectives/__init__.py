@@ -155,6 +155,7 @@ from grpo_jax.objectives.recipes import (
     tis,
     tis_sequence,
     top_entropy,
+    trpo,
     vespo,
 )
 from grpo_jax.objectives.reward_penalty import (
@@ -332,6 +333,7 @@ __all__ = [
     "token_mean",
     "top_entropy",
     "top_entropy_tokens",
+    "trpo",
     "truncated",
     "unclipped",
     "value_clip",

@@ -14,7 +14,7 @@ from grpo_jax.models import ModelConfig, logprobs
 from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
-from grpo_jax.updates.optimizer import AnyOptimizer, build
+from grpo_jax.updates.optimizer import AnyOptimizer, TrustRegion, build
 
 OF_THE_RECORD = ("logp_old", "logp_ref")
 """What a recipe may want that the record holds: the passes of an update do not compute it."""
@@ -41,7 +41,7 @@ class Gradient:
     chunk: int | None = None
 
     def check(self, prompts: int) -> None:
-        """Raise a ValueError unless a batch of `prompts` divides into the minibatches and micro-batches."""
+        """Raise a ValueError unless a batch of `prompts` can be cut and the optimiser can train the model."""
         for name in ("epochs", "minibatches", "microbatches", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: got {getattr(self, name)}, allowed >= 1: set 1 for no split")
@@ -52,6 +52,11 @@ class Gradient:
                 f"train.prompts: got {prompts}, which {self.minibatches} minibatches x {self.microbatches}"
                 f" micro-batches do not divide; the nearest valid numbers are {' and '.join(map(str, near))}: change"
                 " train.prompts or the splits"
+            )
+        if isinstance(self.optimizer, TrustRegion) and self.model.critic is not None:
+            raise ValueError(
+                f"model.critic: got {self.model.critic!r}, allowed with a TrustRegion is None: the divergence that"
+                " bounds a step does not see the critic; train it by another optimizer, or leave it out"
             )
 
 

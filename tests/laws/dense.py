@@ -41,8 +41,15 @@ def flat(tree: Params) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def tokens(params: Params, rollouts: Rollouts, *, temperature: float, jacobian: bool = True) -> Tokens:
-    """The policy `params` of `MODEL` at the tokens of `rollouts`, and its derivatives where they are asked for."""
+def tokens(
+    params: Params,
+    rollouts: Rollouts,
+    *,
+    temperature: float,
+    model: models.ModelConfig = MODEL,
+    jacobian: bool = True,
+) -> Tokens:
+    """The policy `params` of `model`, whose backward pass is plain, at the tokens; derivatives where asked for."""
     prompts, n = rollouts.prompts, rollouts.tokens.shape[0]
     width = prompts.tokens.shape[1] + tiny.T
     lines, valid = np.zeros((n, width), np.int32), np.zeros((n, width), bool)
@@ -57,7 +64,7 @@ def tokens(params: Params, rollouts: Rollouts, *, temperature: float, jacobian: 
     given = [jnp.asarray(x) for x in (lines, valid, place)]
 
     def logits(x: jax.Array) -> jax.Array:
-        found = models.forward(restore(x), MODEL, given[0], given[1])
+        found = models.forward(restore(x), model, given[0], given[1])
         return jnp.take_along_axis(found, given[2][:, :, None], axis=1)
 
     z = np.asarray(jax.jit(logits)(start), np.float64) / temperature

@@ -48,6 +48,7 @@ def usual_product():
     return product()
 
 
+@pytest.mark.slow
 def test_products_are_those_of_the_dense_information(matrix, times):
     for seed in (1, 2):
         vector = direction(seed)
@@ -66,6 +67,7 @@ def test_what_stands_where_nothing_is_read_is_not_seen(times):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"chunk": 7}, {"backward": "plain", "remat": "full"}], ids=["chunk", "remat"])
 def test_what_bounds_memory_changes_no_number(times, changes):
     vector = direction(1)
@@ -75,6 +77,7 @@ def test_what_bounds_memory_changes_no_number(times, changes):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-9)
 
 
+@pytest.mark.slow
 def test_it_is_the_curvature_of_the_divergence(times):
     """KL(pi_theta || pi_(theta + h v)) = h^2 v^T F v / 2 + O(h^3); the mean over +h and -h leaves O(h^4)."""
     vector, h, rows = direction(2), 0.01, jax.tree.map(jnp.asarray, ROWS)

@@ -14,11 +14,11 @@ from grpo_jax.data import Chain, Difficulty, Mixture
 from grpo_jax.dynamic import Dynamic
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Scoring, Train, WarmStart
 from grpo_jax.models import ModelConfig
-from grpo_jax.objectives import grpo, ppo_critic
+from grpo_jax.objectives import grpo, ppo_critic, trpo
 from grpo_jax.rewards.tokens import combine
 from grpo_jax.sampling import Sampling
 from grpo_jax.types import Array, Rollouts
-from grpo_jax.updates import Optimizer
+from grpo_jax.updates import Optimizer, TrustRegion
 from tests.system.small_text import always, digits_in_text, right_in_text
 
 
@@ -87,6 +87,9 @@ VARIANTS = {
     "cold": dataclasses.replace(PLAIN, warm_start=None),
     "roles": dataclasses.replace(  # what its advantage remembers is part of every checkpoint
         PLAIN, data=KINDS, recipe=dataclasses.replace(PLAIN.recipe, advantage=partial(role_baseline, name="category"))
+    ),
+    "trust": dataclasses.replace(
+        PLAIN, recipe=trpo(), optimizer=TrustRegion(delta=0.05, final=0.5, iterations=4, fisher_share=0.5)
     ),
     "mesh": dataclasses.replace(PLAIN, mesh={"data": 2, "fsdp": 4}),
     "critic": CRITIC,

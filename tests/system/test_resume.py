@@ -199,7 +199,9 @@ def test_a_finished_run_is_finished(uninterrupted: Callable[[str], Path]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["plain", "penalty", "text", "cold", "mesh", "roles", "critic", "critic on a mesh"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "penalty", "text", "cold", "mesh", "trust", "roles", "critic", "critic on a mesh"]
+)
 def test_every_kind_of_run_survives_every_kind_of_kill(variant: str, tmp_path: Path):
     only_warm = ("imitation", "begin")
     faults = [fault for fault in LONG if variant != "cold" or fault[0] not in only_warm]

@@ -40,7 +40,7 @@ def test_a_warm_up_longer_than_the_run_does_not_fail():
     assert rates(Optimizer(learning_rate=1.0, warmup=9, schedule="linear"), 5, [0, 4]) == pytest.approx([0.1, 0.5])
 
 
-def first_step(settings: AnyOptimizer, gradient: list[float], params: list[float]) -> np.ndarray:
+def first_step(settings: Optimizer | SGD, gradient: list[float], params: list[float]) -> np.ndarray:
     optimizer, start = build(settings, 10), {"w": jnp.asarray(params)}
     step, _ = optimizer.update({"w": jnp.asarray(gradient)}, optimizer.init(start), start)
     return np.asarray(jax.tree.leaves(step)[0])

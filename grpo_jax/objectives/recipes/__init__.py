@@ -40,6 +40,7 @@ from grpo_jax.objectives.recipes.penalized import (
     grpo_unbiased_kl,
     ppo_adaptive_kl,
     rloo_kl,
+    trpo,
 )
 from grpo_jax.objectives.recipes.selected import clip_cov, kl_cov, luffy, positive_likelihood, top_entropy
 from grpo_jax.objectives.recipes.sequence import gmpo, gspo, gspo_token, luspo, rloo_ppo, vespo
@@ -90,6 +91,7 @@ __all__ = [
     "tis",
     "tis_sequence",
     "top_entropy",
+    "trpo",
     "vespo",
 ]
 
@@ -119,6 +121,7 @@ RECIPES: dict[str, Recipe] = {
     "grpo_exact_kl": grpo_exact_kl(),
     "grpo_adaptive_kl": grpo_adaptive_kl(),
     "ppo_adaptive_kl": ppo_adaptive_kl(),
+    "trpo": trpo(),
     "rloo_kl": rloo_kl(),
     "entropy_bonus": entropy_bonus(),
     "entropy_target": entropy_target(),

@@ -121,6 +121,21 @@ def ppo_adaptive_kl(*, target: float = 0.01, initial: float = 1.0) -> Recipe:
     )
 
 
+def trpo() -> Recipe:
+    """The surrogate of TRPO, -r A without clip or penalty: the loss alone, which bounds nothing.
+
+    What makes it TRPO is the update that is taken on it, a natural gradient within a bound on the divergence. The
+    settings of the run name that one: ``optimizer=updates.TrustRegion(delta=0.01)``. Under a gradient method this is a
+    policy gradient with an importance ratio, safe for a single update on every batch.
+    """
+    return Recipe(
+        parts=(Part(token_mean, unclipped),),
+        advantage=group_standardized,
+        grouping=by_prompt,
+        paper="TRPO, arXiv 1502.05477",
+    )
+
+
 def rloo_kl(*, beta: float = 0.05) -> Recipe:
     """RLOO with the divergence paid out of the reward: k1, which is the unbiased place for it.
 

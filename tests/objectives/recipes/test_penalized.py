@@ -35,6 +35,13 @@ def test_the_surrogate_of_the_adaptive_penalty_is_not_clipped(value):
     np.testing.assert_allclose(got, A + (1 - math.log(2.0) + 3 - math.log(4.0)) / 2, rtol=1e-4)
 
 
+def test_the_surrogate_of_a_trust_region_is_neither_clipped_nor_penalised(value):
+    got = value(o.trpo(), [2.0, 4.0], [1.0, -1.0])
+    np.testing.assert_allclose(got, A, rtol=1e-4)  # (-2 A + 4 A) / 2
+    got = value(o.trpo(), [0.1, 9.0], [1.0, -1.0])
+    np.testing.assert_allclose(got, (9.0 - 0.1) / 2 * A, rtol=1e-4)
+
+
 def test_a_bonus_is_worth_its_coefficient_times_the_mean_entropy(laboratory):
     draw, records, batch_of = laboratory
     stats, collected = records(draw())
