@@ -5,6 +5,7 @@ whole number, is a number finite) and of several together (groups of one, splits
 """
 
 import dataclasses
+import difflib
 import math
 import numbers
 import types
@@ -14,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from grpo_jax.advantages import fields_read, learns_alone
+from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
-from grpo_jax.objectives import functions
+from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
+from grpo_jax.updates import TrustRegion
 
 UNBOUNDED = frozenset({"train.gap_limit"})
 """Numbers that may be infinite, which switches off what they limit."""
@@ -32,7 +36,10 @@ def check(experiment: Any) -> None:
     _check_stop(experiment)
     _check_group_size(experiment)
     _check_labels(experiment)
+    _check_critic(experiment)
     _check_mesh(experiment)
+    _check_dynamic(experiment)
+    _check_difficulty(experiment)
 
 
 def _numbers(prefix: str, group: Any) -> Iterator[tuple[str, type, Any]]:
@@ -112,19 +119,20 @@ def _check_stop(experiment: Any) -> None:
 
 
 def _check_group_size(experiment: Any) -> None:
-    """A comparison within a group of one teaches nothing: its advantage is 0 by the convention ``singleton="zero"``."""
+    """A comparison within a group of one teaches nothing: its advantages are 0, or no numbers."""
     train, recipe = experiment.train, experiment.recipe
     if train.group_size != 1 or train.steps == 0:
         return
     if by_prompt not in [function for function, _ in functions(recipe.grouping)]:
         return
-    for function, keywords in functions(recipe.advantage):
-        if keywords.get("singleton") == "zero":
-            raise ValueError(
-                f"train.group_size: got 1, allowed >= 2 with the advantage {function.__name__}: it compares the"
-                " completions of a prompt with each other, and one alone is always worth 0; raise train.group_size, or"
-                " take advantages.batch_centered, which compares all rows of a step"
-            )
+    if learns_alone(recipe.advantage):
+        return
+    name = next(function.__name__ for function, _ in functions(recipe.advantage))
+    raise ValueError(
+        f"train.group_size: got 1, allowed >= 2 with the advantage {name}: it compares the completions of a prompt with"
+        " each other, and one alone is always worth 0; raise train.group_size, or take advantages.batch_centered, which"
+        " compares all rows of a step"
+    )
 
 
 def _check_labels(experiment: Any) -> None:
@@ -140,6 +148,76 @@ def _check_labels(experiment: Any) -> None:
                 f" labels of the prompts: let the data make it, as data.labels={name} does of a key of the lines of a"
                 " file, or group by another one"
             )
+
+
+def _check_dynamic(experiment: Any) -> None:
+    """A group of one never has two rewards, and a component that has to differ has to exist."""
+    train = experiment.train
+    if train.dynamic is None:
+        return
+    if train.group_size == 1:
+        raise ValueError(
+            "train.group_size: got 1, allowed >= 2 with train.dynamic: it keeps the prompts whose completions earn"
+            " different rewards; raise train.group_size, or set train.dynamic=None"
+        )
+    _check_component("train.dynamic.component", train.dynamic.component, experiment)
+
+
+def _check_difficulty(experiment: Any) -> None:
+    """Rates are remembered of lines of a file or of parts of a mixture, and of a component of the reward."""
+    difficulty = experiment.train.difficulty
+    if difficulty is None:
+        return
+    if not isinstance(experiment.data, Classed):
+        raise ValueError(
+            f"train.difficulty: got {type(difficulty).__name__} with data of type {type(experiment.data).__name__},"
+            " allowed are Jsonl, whose lines have a success rate each, and Mixture, whose parts have: put tasks of"
+            " different difficulty into a Mixture, or set train.difficulty=None"
+        )
+    _check_component("train.difficulty.component", difficulty.component, experiment)
+    probabilities(difficulty, initial(difficulty, experiment.data.class_shares()), experiment.data.class_shares())
+
+
+def _check_component(path: str, name: str | None, experiment: Any) -> None:
+    known = list(experiment.text_rewards)
+    if name is not None and name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(
+            f"{path}: got {name!r}, allowed {', '.join(known)}, the names of the rewards: write for instance"
+            f" {near[0] if near else known[0]}"
+        )
+
+
+def _check_critic(experiment: Any) -> None:
+    """Who reads values needs a critic and somebody who teaches it; what is set for one must not be lost."""
+    recipe, model = experiment.recipe, experiment.model
+    taught, read = "value" in wants(recipe.parts), "value_old" in fields_read(recipe.advantage)
+    if (taught or read) and model.critic is None:
+        raise ValueError(
+            "model.critic: got None, allowed head, tower with this recipe, whose loss or advantage reads the values of"
+            " a critic: --set model.critic=head puts one on the policy's layers, or take a recipe without a critic"
+        )
+    if read and not taught:
+        raise ValueError(
+            "recipe.parts: got none that teaches the critic, whose values the advantage reads, so it would stay at 0;"
+            " allowed is a recipe with one: add Part(token_mean, value_clip), as objectives.ppo_critic does"
+        )
+    if taught and isinstance(experiment.optimizer, TrustRegion):
+        raise ValueError(
+            "optimizer: got TrustRegion, allowed Optimizer, SGD with a recipe that teaches a critic: a trust region"
+            " bounds what the policy says and nothing bounds a value; take another optimizer, or a recipe without one"
+        )
+    optimizers = {"optimizer": (experiment.optimizer, taught)}
+    if experiment.warm_start is not None:
+        optimizers["warm_start.optimizer"] = (experiment.warm_start.optimizer, False)
+    for path, (settings, learns) in optimizers.items():
+        for name, neutral in (("critic_rate", 1.0), ("critic_warmup", 0)):
+            got = getattr(settings, name, neutral)
+            if got != neutral and not learns:
+                raise ValueError(
+                    f"{path}.{name}: got {got}, allowed {neutral}, because no critic learns there: leave it out, or"
+                    " train with objectives.ppo_critic"
+                )
 
 
 def _check_mesh(experiment: Any) -> None:

@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 
-from grpo_jax import advantages, groups
+from grpo_jax import advantages, groups, objectives
 from grpo_jax.experiment import Experiment
 from grpo_jax.types import Array, Collected
+from grpo_jax.updates import TrustRegion
+from tests.system import small_run
 from tests.system.small_run import PLAIN
 
 
@@ -37,6 +39,28 @@ REFUSED = {
         lambda: changed("warm_start", optimizer=dataclasses.replace(PLAIN.optimizer, final=math.inf)),
         r"warm_start\.optimizer\.final: got inf",
     ),
+    "values without a critic": (
+        lambda: dataclasses.replace(PLAIN, recipe=objectives.ppo_critic()),
+        r"model\.critic: got None, allowed head, tower .*--set model\.critic=head",
+    ),
+    "a critic that nobody teaches": (
+        lambda: dataclasses.replace(
+            changed("model", critic="head"), recipe=dataclasses.replace(PLAIN.recipe, advantage=advantages.gae)
+        ),
+        r"recipe\.parts: got none that teaches the critic, .*Part\(token_mean, value_clip\)",
+    ),
+    "a critic in a trust region": (
+        lambda: dataclasses.replace(small_run.CRITIC, optimizer=TrustRegion()),
+        r"optimizer: got TrustRegion, allowed Optimizer, SGD with a recipe that teaches a critic",
+    ),
+    "a rate of no critic": (
+        lambda: changed("optimizer", critic_rate=2.0),
+        r"optimizer\.critic_rate: got 2\.0, allowed 1\.0, because no critic learns",
+    ),
+    "a wait in the warm start": (
+        lambda: changed("warm_start", optimizer=dataclasses.replace(PLAIN.optimizer, critic_warmup=5)),
+        r"warm_start\.optimizer\.critic_warmup: got 5, allowed 0",
+    ),
     "no worker": (lambda: changed("scoring", workers=0), r"scoring\.workers: got 0, allowed None or >= 1"),
     "no time": (lambda: changed("scoring", timeout_s=0), r"scoring\.timeout_s: got 0, allowed > 0"),
     "all time": (lambda: changed("scoring", timeout_s=math.inf), r"scoring\.timeout_s: got inf"),
@@ -64,6 +88,10 @@ REFUSED = {
         r"its weight: got inf, allowed are finite",
     ),
     "a group of one": (alone, r"train\.group_size: got 1, allowed >= 2 with the advantage group_standardized: "),
+    "a group of one, by a convention without a keyword": (
+        lambda: alone(dataclasses.replace(PLAIN.recipe, advantage=advantages.maxrl)),
+        r"train\.group_size: got 1, allowed >= 2 with the advantage maxrl: ",
+    ),
     "a group of one, whatever is dropped": (
         lambda: alone(dataclasses.replace(PLAIN.recipe, grouping=groups.drop_tied)),
         r"train\.group_size: got 1",
