@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from grpo_jax import masked
 from grpo_jax.groups import tied
 from grpo_jax.objectives import (
-    LogRatio,
     Recipe,
     Term,
     clean,
+    clip_shares,
+    clipped_high,
+    clipped_low,
     difference,
     functions,
-    interval,
     k3,
     kl_exact,
     kl_penalty,
@@ -28,15 +29,14 @@ from grpo_jax.objectives import (
     mismatch,
     needs,
     over_old,
-    stopped_by_clip,
+    value_clip,
     wants,
 )
+from grpo_jax.objectives.clipping import CLAMP
 from grpo_jax.types import Array, Batch, Metrics, Reward, Rollouts, TokenStats
 
 AFTER = "kl/old_after"
 """Measured where the control of a coefficient follows it: it costs a forward pass."""
-CLAMP = 20.0
-"""Diagnostics clip log-ratios to +- this: exp(20) is past every alarm, and a finite number can be plotted."""
 
 
 @needs("entropy")
@@ -54,22 +54,6 @@ def kl_old(stats: TokenStats, batch: Batch) -> Array:
     Unlike the plain mean of logp_old - logp it is never negative, and it is exactly 0 on the first update of a batch.
     """
     return k3(log_ratio(stats, batch, clamp=CLAMP))
-
-
-def clipped_low(
-    stats: TokenStats, batch: Batch, *, low: float = 0.2, bounds: str = "relative", ratio: LogRatio = log_ratio
-) -> Array:
-    """1 where the lower bound stops the gradient: r < 1 - low and A < 0 -> f32[N,T]; arguments as in `ppo_clip`."""
-    r, (lower, _) = jnp.exp(ratio(stats, batch, clamp=CLAMP)), interval(low, None, bounds)
-    return stopped_by_clip(r, batch.advantage, lower, None).astype(r.dtype)
-
-
-def clipped_high(
-    stats: TokenStats, batch: Batch, *, high: float = 0.2, bounds: str = "relative", ratio: LogRatio = log_ratio
-) -> Array:
-    """1 where the upper bound stops the gradient: r > 1 + high and A > 0 -> f32[N,T]; arguments as in `ppo_clip`."""
-    r, (_, upper) = jnp.exp(ratio(stats, batch, clamp=CLAMP)), interval(None, high, bounds)
-    return stopped_by_clip(r, batch.advantage, None, upper).astype(r.dtype)
 
 
 def ratio_moment(stats: TokenStats, batch: Batch, *, power: int) -> Array:
@@ -92,17 +76,14 @@ def diagnostics(recipe: Recipe) -> dict[str, Term]:
     """`DIAGNOSTICS` with the clip bounds of the recipe's surrogate: of its first function with keywords low and high.
 
     A recipe that clips nothing, or not on that side, has no share of clipped tokens. Whose ratio is clipped, and how
-    the bounds are meant, is read off the same function.
+    the bounds are meant, is read off the same function. A recipe that teaches a critic has ``value/loss``, with its
+    own clip and without its coefficient.
     """
-    found = [keywords for function, keywords in functions(recipe.parts) if {"low", "high"} <= keywords.keys()]
-    bounds = found[0] if found else {"low": None, "high": None}
-    meaning = {key: bounds[key] for key in ("bounds", "ratio") if key in bounds}
-    table = dict(DIAGNOSTICS)
-    for name, term in (("low", clipped_low), ("high", clipped_high)):
-        if bounds[name] is None:
-            del table[f"clip/{name}"]
-        else:
-            table[f"clip/{name}"] = partial(term, **{name: bounds[name]}, **meaning)
+    table = {name: term for name, term in DIAGNOSTICS.items() if not name.startswith("clip/")}
+    table |= {f"clip/{side}": term for side, term in clip_shares(recipe.parts).items()}
+    for function, keywords in functions(recipe.parts):
+        if function is value_clip:
+            table["value/loss"] = partial(value_clip, clip=keywords["clip"])
     return table
 
 
@@ -190,6 +171,24 @@ def group_metrics(reward: Reward, labels: Array) -> Metrics:
         "groups/count": masked.count(size > 0, dtype=size.dtype),
         "groups/tied": masked.mean(flat.astype(size.dtype), size > 0),
         "groups/size": masked.mean(size, size > 0),
+    }
+
+
+def value_metrics(batch: Batch) -> Metrics:
+    """What the critic expected at collection and what it is taught, over scored tokens; {} without a critic.
+
+    ``value/explained_variance`` is 1 - Var(R - V) / Var(R), with V the values at collection and R their targets: 1 for
+    a critic that knows, 0 for one that says the same everywhere, below 0 for one that misleads; 0 where all targets
+    are equal. Targets with lambda < 1 are partly made of V, which flatters it.
+    """
+    if batch.returns is None or batch.value_old is None:
+        return {}
+    left, spread = (masked.variance(x, batch.mask) for x in (batch.returns - batch.value_old, batch.returns))
+    known = jnp.where(spread > 0, 1.0 - left / jnp.where(spread > 0, spread, jnp.ones_like(spread)), 0.0)
+    return {
+        "value/mean": masked.mean(batch.value_old, batch.mask),
+        "returns/mean": masked.mean(batch.returns, batch.mask),
+        "value/explained_variance": known,
     }
 
 

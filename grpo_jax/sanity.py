@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.advantages import learns_alone
+from grpo_jax.advantages import fields_read, learns_alone
 from grpo_jax.groups import by_label, by_prompt
-from grpo_jax.objectives import functions
+from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
 
 UNBOUNDED = frozenset({"train.gap_limit"})
@@ -33,6 +33,7 @@ def check(experiment: Any) -> None:
     _check_stop(experiment)
     _check_group_size(experiment)
     _check_labels(experiment)
+    _check_critic(experiment)
     _check_mesh(experiment)
 
 
@@ -142,6 +143,33 @@ def _check_labels(experiment: Any) -> None:
                 f" labels of the prompts: let the data make it, as data.labels={name} does of a key of the lines of a"
                 " file, or group by another one"
             )
+
+
+def _check_critic(experiment: Any) -> None:
+    """Who reads values needs a critic and somebody who teaches it; what is set for one must not be lost."""
+    recipe, model = experiment.recipe, experiment.model
+    taught, read = "value" in wants(recipe.parts), "value_old" in fields_read(recipe.advantage)
+    if (taught or read) and model.critic is None:
+        raise ValueError(
+            "model.critic: got None, allowed head, tower with this recipe, whose loss or advantage reads the values of"
+            " a critic: --set model.critic=head puts one on the policy's layers, or take a recipe without a critic"
+        )
+    if read and not taught:
+        raise ValueError(
+            "recipe.parts: got none that teaches the critic, whose values the advantage reads, so it would stay at 0;"
+            " allowed is a recipe with one: add Part(token_mean, value_clip), as objectives.ppo_critic does"
+        )
+    optimizers = {"optimizer": (experiment.optimizer, taught)}
+    if experiment.warm_start is not None:
+        optimizers["warm_start.optimizer"] = (experiment.warm_start.optimizer, False)
+    for path, (settings, learns) in optimizers.items():
+        for name, neutral in (("critic_rate", 1.0), ("critic_warmup", 0)):
+            got = getattr(settings, name, neutral)
+            if got != neutral and not learns:
+                raise ValueError(
+                    f"{path}.{name}: got {got}, allowed {neutral}, because no critic learns there: leave it out, or"
+                    " train with objectives.ppo_critic"
+                )
 
 
 def _check_mesh(experiment: Any) -> None:

@@ -290,7 +290,8 @@ def learn_rows(
         **metrics,
         **measure.reward_metrics(reward),
         **measure.length_metrics(rollouts),
-        **measure.group_metrics(reward, labels),
+        # A critic compares a row with what was expected of it, and not with the other rows of its group.
+        **(measure.group_metrics(reward, labels) if batch.returns is None else measure.value_metrics(batch)),
     }
     return state, metrics, batch
 

@@ -32,6 +32,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last lines of all: what a test recorded as its `summary`, whichever worker it ran in."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    for outcome in ("passed", "failed"):
+        for report in terminal.stats.get(outcome, []) if terminal else []:
+            for name, value in report.user_properties:
+                if name == "summary":
+                    terminal.write_line(str(value))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder of the repository."""

@@ -1,14 +1,22 @@
 """The numbers of other implementations: a case is matched by binding arguments from its `variant` and `hyper` alone.
 
-``BINDINGS`` maps (family, variant) to a function ``(inputs, hyper) -> outputs`` that calls this library. What a case
-asks for and the library has no function for yet raises `Unbound`; the variants for which that is so are pinned in
-``UNBOUND``, so that a bound case cannot silently become unbound. ``GRPO_GOLDEN_DIR`` names another folder of the same
-format.
+``BINDINGS`` maps (family, variant) to a function ``(inputs, hyper) -> outputs`` that calls this library; it has every
+variant of the schema. What a case asks for and no function has an argument for raises `Unbound`.
+
+    python tests/test_golden.py      # in float64: a set is judged in a process of its own, and so does the test here
+
+``GRPO_GOLDEN_DIR`` names the folder of another set of the same format. ``GRPO_GOLDEN_REPORT`` names a file that gets
+one line of JSON a case: `id`, `status` ("matched", "failed" or "unbound"), `error`, the largest difference of a number
+(null where there is none to compare), and `detail`. The last line printed counts; the exit status is 1 unless every
+case is matched.
 """
 
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,16 +32,13 @@ from grpo_jax import objectives as o
 from grpo_jax.models.logprobs import token_statistics
 from grpo_jax.rewards import lengths
 from grpo_jax.types import Array, Batch, Prompts, Reward, Rollouts, TokenStats
+from tests import golden_foreign
 
 HERE = Path(__file__).resolve().parent / "golden"
-FOLDER = Path(os.environ.get("GRPO_GOLDEN_DIR") or HERE)
 
 Inputs = Mapping[str, Array]
 Hyper = Mapping[str, Any]
 Binding = Callable[[Inputs, Hyper], Mapping[str, Array]]
-
-UNBOUND: dict[str, str] = {}
-"""Family -> variants of which a case has no binding."""
 
 
 class Unbound(Exception):
@@ -60,8 +65,7 @@ GPG_ALPHA = {"rows_over_nonzero_rewards": "nonzero_rewards", "rows_over_varied_r
 def rewards_of(inputs: Inputs) -> tuple[Array, Array, Rows]:
     reward, group = inputs["rewards"], inputs["group_ids"]
     shape = {"num_groups": group.shape[0], "valid": jnp.ones(group.shape, bool)}
-    # Labels lie below N; a prompt's number may be any.
-    return reward, jnp.unique(group, return_inverse=True, size=group.shape[0])[1].astype(jnp.int32), shape
+    return reward, group, shape
 
 
 def as_asked(advantage: Array, inputs: Inputs, hyper: Hyper) -> dict[str, Array]:
@@ -120,10 +124,14 @@ def row_advantage(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
 
 def whitened_advantage(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
     reward, group, shape = rewards_of(inputs)
-    if hyper["whiten"] != "none":
-        take(hyper, advantage_shape="token")
-    value = as_asked(above_baseline(reward, group, shape, inputs, hyper), inputs, hyper)["advantages"]
-    return {"advantages": whitened(value, inputs.get("mask"), hyper)}
+    value = above_baseline(reward, group, shape, inputs, hyper)
+    if hyper["whiten"] == "none":
+        return as_asked(value, inputs, hyper)
+    mask = inputs["mask"]
+    tokens = whitened(jnp.broadcast_to(value[:, None], mask.shape), mask, hyper)
+    if hyper["advantage_shape"] == "token":
+        return {"advantages": tokens}
+    return {"advantages": jnp.sum(tokens, axis=1) / jnp.maximum(masked.count(mask, axis=1), 1.0)}  # all of them equal
 
 
 def gpg_advantage(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
@@ -247,7 +255,7 @@ def record(inputs: Inputs) -> tuple[TokenStats, Batch]:
     mask = inputs["mask"]
     rows = mask.shape[0]
     zero = jnp.zeros(mask.shape)
-    logp = inputs.get("logp_new", inputs.get("per_token_loss", zero))
+    logp = inputs.get("logp_new", inputs.get("per_token_loss", inputs.get("logp_old", zero)))
     index = jnp.arange(rows, dtype=jnp.int32)
     advantage = inputs.get("advantages", zero)
     behavior = inputs.get("logp_rollout", zero)
@@ -278,35 +286,41 @@ def record(inputs: Inputs) -> tuple[TokenStats, Batch]:
     return TokenStats(logp=logp, entropy=inputs.get("entropy")), batch
 
 
-def aggregation(hyper: Hyper, mask: Array, denominator: str | None = None) -> tuple[Callable[[Batch], Array], float]:
-    """Aggregation of the library for a case, and the number its loss is multiplied by."""
-    name, scale = hyper["aggregation"], float(hyper.get("dp_size", 1))
-    rows = denominator or hyper.get("sequence_denominator")
+def aggregation(hyper: Hyper, mask: Array, rows: str | None = None) -> tuple[Callable[[Batch], Array], float]:
+    """Aggregation of the library for a case, and the number its loss is multiplied by.
+
+    `rows` takes the place of the case's `sequence_denominator`. A variant that has an aggregation and no key for its
+    denominator (entropy) has the ones of verl: rows with a token, and the width of the array for a constant.
+    """
+    name, scale, batch_rows = hyper["aggregation"], float(hyper.get("dp_size", 1)), mask.shape[0]
     given = hyper.get("global_denominator")
-    empty = {"all_rows": "count", "nonempty_rows": "skip", "given": "count"}.get(str(rows))
-    whole = {"all_rows": "all", "nonempty_rows": "nonempty", "none": "none"}.get(str(rows))
+    constant = float(hyper.get("norm_constant", mask.shape[1]))
+    rows = rows or hyper.get("sequence_denominator") or ("none" if name.endswith("-norm") else "nonempty_rows")
+    whole = {"all_rows": "all", "given": "all", "nonempty_rows": "nonempty", "none": "none"}[rows]
+    if given is not None and name in ("token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
+        length = constant if name.endswith("-norm") else 1.0
+        return partial(o.fixed_length, constant=float(given) * length, rows="none"), scale
     match name:
-        case "token-mean" | "seq-mean-token-sum" if given is not None:
-            return partial(o.fixed_length, constant=float(given), rows="none"), scale
         case "token-mean":
             return o.token_mean, scale
-        case "seq-mean-token-mean" | "row-mean" if empty is not None:
-            # For row-mean: a row's loss stands on each of its tokens, and the mean over them is the loss itself. The
-            # mean is over all the rows of this batch: rows / given of it is the mean over a given number.
-            return partial(o.sequence_mean_token_mean, empty=empty), scale * (mask.shape[0] / given if given else 1.0)
-        case "seq-mean-token-sum" if rows == "none":
-            return partial(o.fixed_length, constant=1.0, rows="none"), scale
-        case "seq-mean-token-sum" if empty is not None:
-            return partial(o.sequence_mean_token_sum, empty=empty), scale
-        case "seq-mean-token-sum-norm" if whole is not None:
-            return partial(o.fixed_length, constant=float(hyper["norm_constant"]), rows=whole), scale
+        case "seq-mean-token-mean" | "row-mean":
+            # For row-mean: a row's loss stands on each of its tokens, and the mean over them is the loss itself.
+            if given is None and whole != "none":
+                empty = "count" if whole == "all" else "skip"
+                return partial(o.sequence_mean_token_mean, empty=empty), scale
+            # The mean is over all the rows of this batch: rows / D of it is the mean over D of them.
+            return partial(o.sequence_mean_token_mean, empty="count"), scale * batch_rows / float(given or 1)
+        case "seq-mean-token-sum":
+            return partial(o.fixed_length, constant=1.0, rows=whole), scale
+        case "seq-mean-token-sum-norm":
+            return partial(o.fixed_length, constant=constant, rows=whole), scale
         case "token-sum-norm":
-            return partial(o.fixed_length, constant=float(hyper["norm_constant"]), rows="none"), scale
+            return partial(o.fixed_length, constant=constant, rows="none"), scale
         case "token-sum" | "none":
             return partial(o.fixed_length, constant=1.0, rows="none"), scale
         case "position-mean":
             return partial(o.fixed_length, constant=float(mask.size), rows="none"), scale
-    raise Unbound(f"aggregation={name!r} with sequence_denominator={rows!r}")
+    raise Unbound(f"aggregation={name!r}")
 
 
 def evaluate(parts: tuple[o.Part, ...], stats: TokenStats, batch: Batch) -> tuple[Array, TokenStats]:
@@ -397,9 +411,8 @@ def cispo(hyper: Hyper) -> Policy:
 
 
 def gmpo(hyper: Hyper) -> Policy:
-    take(hyper, ratio="token")
     keywords = clip_of(hyper)
-    del keywords["ratio"]
+    del keywords["ratio"]  # its ratios are those of tokens; the row's is what the clip fractions may count
     return Policy(partial(o.geometric_clip, **keywords))
 
 
@@ -429,7 +442,6 @@ def kl_cov(hyper: Hyper) -> Policy:
 
 
 def clip_cov(hyper: Hyper) -> Policy:
-    take(hyper, clip_bounds="relative")
     clip = clip_of(hyper)
     prepare = partial(
         o.clip_cov_tokens,
@@ -438,7 +450,9 @@ def clip_cov(hyper: Hyper) -> Policy:
         cov_high=hyper["cov_high"],
         clip_low=clip["low"],
         clip_high=clip["high"],
+        clip_bounds=clip["bounds"],
         ratio=clip["ratio"],
+        clamp_log_ratio=clip["clamp_log_ratio"],
     )
     keep = partial(o.chosen, name="clip_cov")
     return Policy(o.reweight(partial(o.ppo_clip, **clip), keep), prepare=(prepare,), keep=keep)
@@ -491,8 +505,6 @@ def correction_ratio(hyper: Hyper) -> tuple[o.LogRatio, o.LogRatio]:
     token, level = tokens[str(hyper["correction_log_ratio"])], str(hyper["correction_level"])
     if level == "token":
         return token, token
-    if level not in ("sequence_sum", "sequence_mean"):
-        raise Unbound(f"a weight of level {level!r}")
     return token, partial(o.sequence_log_ratio, of=token, reduction=level.removeprefix("sequence_"), cap=None)
 
 
@@ -549,7 +561,7 @@ def policy(inputs: Inputs, hyper: Hyper, *, build: Callable[[Hyper], Policy]) ->
 
 def removed(built: Policy, stats: TokenStats, batch: Batch) -> dict[str, Array]:
     if built.keep is None:
-        return {}
+        return {"keep_mask": batch.mask.astype(stats.logp.dtype)}
     keep = jnp.where(batch.mask, built.keep(*o.clean(stats, batch)), 0.0)
     return {"keep_mask": keep, "mask": keep, "masked_fraction": masked.mean(1.0 - keep, batch.mask)}
 
@@ -557,7 +569,8 @@ def removed(built: Policy, stats: TokenStats, batch: Batch) -> dict[str, Array]:
 def surrogate_of_empty_rows(batch: Batch, hyper: Hyper) -> Array:
     """What TRL adds for a row without tokens: -A_i / D, a constant, which no weight of this library can express."""
     empty = ~jnp.any(batch.mask, axis=1)
-    rows = {"all_rows": empty.shape[0], "none": 1, "nonempty_rows": jnp.maximum(jnp.sum(~empty), 1)}
+    number = empty.shape[0]
+    rows = {"all_rows": number, "given": number, "none": 1, "nonempty_rows": jnp.maximum(jnp.sum(~empty), 1)}
     return -jnp.sum(jnp.where(empty, batch.advantage[:, 0], 0.0)) / rows[str(hyper["sequence_denominator"])]
 
 
@@ -568,15 +581,16 @@ def clip_report(stats: TokenStats, batch: Batch, hyper: Hyper, extra: Mapping[st
     clip = clip_of(hyper)
     clamp = clip.pop("clamp_log_ratio")
     low, high = clip.pop("low"), clip.pop("high")
+    within = {**clip, "clamp_log_ratio": clamp}
     stats, batch = o.clean(stats, batch)
     r, (lower, upper) = jnp.exp(clip["ratio"](stats, batch, clamp=clamp)), o.interval(low, high, clip["bounds"])
     outside = (~o.within(r, lower, upper)).astype(r.dtype)
     nothing = jnp.zeros_like(r)
-    below = nothing if low is None else metrics.clipped_low(stats, batch, low=low, **clip)
-    above = nothing if high is None else metrics.clipped_high(stats, batch, high=high, **clip)
+    below = nothing if low is None else metrics.clipped_low(stats, batch, low=low, **within)
+    above = nothing if high is None else metrics.clipped_high(stats, batch, high=high, **within)
     dual, c = nothing, hyper["dual_clip_c"]
     if c is not None:
-        surrogate = o.ppo_clip(stats, batch, low=low, high=high, clamp_log_ratio=clamp, **clip)
+        surrogate = o.ppo_clip(stats, batch, low=low, high=high, **within)
         dual = ((batch.advantage < 0) & (surrogate > -c * batch.advantage)).astype(r.dtype)
     counted = {
         "binding": (below + above, dual),
@@ -662,6 +676,8 @@ def kl_in_reward(inputs: Inputs, hyper: Hyper) -> Mapping[str, Array]:
         reward = inputs["token_rewards"]
     else:
         reward = o.at_last_token(inputs["rewards"], mask)
+    if hyper["kl_coef"] is None:
+        return {"token_rewards": reward}
     kernel = {"coef": hyper["kl_coef"], "estimator": o.ESTIMATORS[str(hyper["kl_estimator"])]}
     return {"token_rewards": o.kl_in_reward(reward, inputs["logp_old"], inputs["logp_ref"], mask, **kernel)}
 
@@ -817,250 +833,196 @@ BINDINGS = table(
 # --------------------------------------------------------------------------------------------------------- the test
 
 
-@dataclasses.dataclass
-class Tally:
-    """Outcome of a set."""
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a case, as it stands in the report."""
 
-    matched: list[str] = dataclasses.field(default_factory=list)
-    failed: list[str] = dataclasses.field(default_factory=list)
-    unbound: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"golden: matched={len(self.matched)} failed={len(self.failed)} unbound={len(self.unbound)}"
+    id: str
+    status: str
+    error: float | None = None
+    detail: str = ""
 
 
 def with_defaults(hyper: Hyper, schema: Mapping[str, Mapping]) -> dict:
     return {key: entry["default"] for key, entry in schema.items() if "default" in entry} | dict(hyper)
 
 
+INTEGERS = ("group_ids", "token_ids", "lengths")
+
+
 def inputs_of(case: Mapping, arrays: Mapping[str, np.ndarray]) -> Inputs:
+    """The arrays of a case by their role, in the dtype that the role has, whatever a file holds them in."""
     inputs = {}
     for role, key in case["inputs"].items():
         array = arrays[key]
-        if np.issubdtype(array.dtype, np.floating):
-            inputs[role] = jnp.asarray(array, bool if role == "mask" else jnp.float64)
-        else:
-            inputs[role] = jnp.asarray(array, jnp.int32)
+        if role == "group_ids":  # labels are below N; a prompt's number may be any
+            array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
+        dtype = jnp.bool_ if role == "mask" else jnp.int32 if role in INTEGERS else jnp.float64
+        inputs[role] = jnp.asarray(array, dtype)
     return inputs
 
 
-def differences(case: Mapping, got: Mapping, arrays: Mapping, inputs: Inputs, outputs: Mapping) -> Iterator[str]:
-    """Outputs of a case that the library computes differently, or not at all."""
+def differences(case: Mapping, got: Mapping, arrays: Mapping, inputs: Inputs, outputs: Mapping) -> Iterator[tuple]:
+    """(largest difference, or None; what is wrong, or nothing) of every output of a case."""
     expected = {name: arrays[key] for name, key in case["outputs"].items()} | case["scalars"]
     for name, wanted in expected.items():
         if name not in got:
-            yield f"{name} is not computed"
+            yield None, f"{name} is not computed"
             continue
         actual, wanted = np.asarray(got[name], np.float64), np.asarray(wanted, np.float64)
         if wanted.ndim == 2 and wanted.shape[1] == 1:
             actual = actual[:, :1]  # one number a row, where the library has it on all of the row's positions
         if actual.shape != wanted.shape:
-            yield f"{name} has shape {actual.shape}, expected {wanted.shape}"
+            yield None, f"{name} has shape {actual.shape}, expected {wanted.shape}"
             continue
         if outputs[name]["compare"] != "all" and "mask" in inputs and wanted.shape == inputs["mask"].shape:
             scored = np.asarray(inputs["mask"])
             actual, wanted = actual[scored], wanted[scored]
-        if not np.allclose(actual, wanted, rtol=case["rtol"], atol=case["atol"], equal_nan=False):
-            yield f"{name} differs by {np.max(np.abs(actual - wanted)):.3g}"
+        error = float(np.max(np.abs(actual - wanted), initial=0.0))
+        same = np.allclose(actual, wanted, rtol=case["rtol"], atol=case["atol"], equal_nan=False)
+        yield error, "" if same else f"{name} differs by {error:.3g}"
 
 
-def tally(folder: Path) -> tuple[Tally, set[tuple[str, str]]]:
-    """Outcome of every case of a folder, and the (family, variant) of those left unbound."""
+def judge(case: Mapping, arrays: Mapping[str, np.ndarray], schema: Mapping[str, Mapping]) -> Verdict:
+    key = (case["family"], case["variant"])
+    try:
+        if key not in BINDINGS:
+            raise Unbound("variant")
+        inputs = inputs_of(case, arrays)
+        got = BINDINGS[key](inputs, with_defaults(case["hyper"], schema["keys"]))
+        found = list(differences(case, got, arrays, inputs, schema["outputs"]))
+    except Unbound as reason:
+        return Verdict(case["id"], "unbound", detail=str(reason))
+    except Exception as error:  # one case that breaks must not hide what became of the others
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}".splitlines()[0]
+        return Verdict(case["id"], "failed", detail=detail)
+    wrong = "; ".join(text for _, text in found if text)
+    errors = [error for error, _ in found if error is not None]
+    return Verdict(case["id"], "failed" if wrong else "matched", max(errors, default=None), wrong)
+
+
+def verdicts(folder: Path) -> Iterator[Verdict]:
+    """Every case of a folder, in order; to be called in float64."""
     index = json.loads((folder / "index.json").read_text())
     schema = json.loads((folder / index.get("schema_file", "schema.json")).read_text())
-    result, variants = Tally(), set()
-    with np.load(folder / index["arrays_file"], allow_pickle=False) as arrays, jax.enable_x64(True):
-        for case in index["cases"]:
-            key = (case["family"], case["variant"])
-            inputs = inputs_of(case, arrays) if key in BINDINGS else {}
-            try:
-                if key not in BINDINGS:
-                    raise Unbound("variant")
-                got = BINDINGS[key](inputs, with_defaults(case["hyper"], schema["keys"]))
-            except Unbound as reason:
-                result.unbound[case["id"]] = str(reason)
-                variants.add(key)
-                continue
-            wrong = list(differences(case, got, arrays, inputs, schema["outputs"]))
-            if wrong:
-                result.failed.append(f"{case['id']}: {'; '.join(wrong)}")
-            else:
-                result.matched.append(case["id"])
-    return result, variants
+    with np.load(folder / index.get("arrays_file", "arrays.npz"), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    for case in index["cases"]:
+        yield judge(case, arrays, schema)
 
 
-@pytest.fixture(scope="module")
-def outcome() -> tuple[Tally, set[tuple[str, str]]]:
-    return tally(FOLDER)
+def main() -> int:
+    """Judge the set that the environment names."""
+    jax.config.update("jax_enable_x64", True)
+    counts = dict.fromkeys(("matched", "failed", "unbound"), 0)
+    report = os.environ.get("GRPO_GOLDEN_REPORT")
+    with open(report or os.devnull, "w", encoding="utf-8") as lines:
+        for verdict in verdicts(Path(os.environ.get("GRPO_GOLDEN_DIR") or HERE)):
+            counts[verdict.status] += 1
+            print(json.dumps(dataclasses.asdict(verdict)), file=lines, flush=True)
+            if verdict.status != "matched":
+                print(f"{verdict.status}: {verdict.id}: {verdict.detail}")
+    print("golden: " + " ".join(f"{status}={number}" for status, number in counts.items()))
+    return 0 if counts["matched"] == sum(counts.values()) > 0 else 1
 
 
-def test_bound_cases_match_the_other_implementations(outcome, capsys: pytest.CaptureFixture[str]):
-    with capsys.disabled():
-        print(f"\n{outcome[0]}")
-    assert not outcome[0].failed, "\n".join(outcome[0].failed)
-    assert outcome[0].matched
+def judged(**environment: str) -> subprocess.CompletedProcess[str]:
+    """`main` in a process of its own, with these variables changed."""
+    path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": "", **environment}
+    command = [sys.executable, __file__]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
 
-def test_the_unbound_variants_are_exactly_the_pinned_ones(outcome):
-    pinned = {(family, variant) for family, variants in UNBOUND.items() for variant in variants.split()}
-    assert not pinned & BINDINGS.keys()
-    if FOLDER == HERE:
-        assert outcome[1] == pinned, outcome[0].unbound
+def test_every_case_of_the_set_matches(record_property):
+    found = judged()
+    record_property("summary", (found.stdout.splitlines() or ["golden: no outcome"])[-1])
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert not jax.config.read("jax_enable_x64")
 
 
 def test_a_wrong_number_is_found():
     case = {"outputs": {}, "scalars": {"loss": 1.0}, "rtol": 1e-6, "atol": 1e-8}
     compare = {"loss": {"compare": "all"}}
-    assert list(differences(case, {"loss": jnp.asarray(1.0)}, {}, {}, compare)) == []
-    assert list(differences(case, {"loss": jnp.asarray(1.01)}, {}, {}, compare)) == ["loss differs by 0.01"]
-    assert list(differences(case, {}, {}, {}, compare)) == ["loss is not computed"]
+    assert list(differences(case, {"loss": 1.0}, {}, {}, compare)) == [(0.0, "")]
+    assert [text for _, text in differences(case, {"loss": 1.01}, {}, {}, compare)] == ["loss differs by 0.01"]
+    assert list(differences(case, {}, {}, {}, compare)) == [(None, "loss is not computed")]
 
 
-def test_a_convention_without_an_argument_leaves_the_case_unbound():
-    hyper = {
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "clip_bounds": "relative",
-        "clamp_log_ratio": None,
-        "ratio": "sequence_sum",
-    }
-    with pytest.raises(Unbound, match="ratio='sequence_sum'"):
-        gmpo(hyper)
+def test_a_convention_without_an_argument_leaves_the_case_unbound_and_one_that_breaks_hides_no_other():
+    case = {"id": "x", "family": "aggregate", "variant": "token-mean", "inputs": {"mask": "m", "per_token_loss": "m"}}
+    case |= {"outputs": {}, "scalars": {}, "hyper": {"aggregation": "token-median"}}
+    schema, arrays = {"keys": {}, "outputs": {}}, {"m": np.ones((2, 3), np.float32)}
+    with jax.enable_x64(True):
+        verdict = judge(case, arrays, schema)
+        assert verdict == Verdict("x", "unbound", None, "aggregation='token-median'")
+        verdict = judge({**case, "variant": "token-median"}, arrays, schema)
+        assert verdict == Verdict("x", "unbound", None, "variant")
+        verdict = judge({**case, "hyper": {}}, arrays, schema)
+        assert verdict.status == "failed" and "KeyError" in verdict.detail
 
 
-# ------------------------------------------------------------------- variants of the schema that no case here computes
-
-CLIPPED = {"clip_low": 0.2, "clip_high": 0.28, "clip_bounds": "relative", "clamp_log_ratio": None}
-TOKENS = {"aggregation": "token-mean", "ratio": "token", **CLIPPED}
-ROWS = {"sequence_denominator": "all_rows", "ratio": "sequence_mean", **CLIPPED}
-SPECIFIED: dict[str, dict[str, Any]] = {
-    "luspo": {"aggregation": "seq-mean-token-sum", **ROWS},
-    "gmpo": {"aggregation": "row-mean", "empty_row": "surrogate", **ROWS, "ratio": "token", "clip_bounds": "log"},
-    "vespo": {"aggregation": "token-mean", "k_pos": 2.0, "k_neg": 3.0, "lambda_pos": 3.0, "lambda_neg": 2.0}
-    | {"clamp_log_ratio": 20.0, "clamp_seq_log_ratio_min": -18.0, "clamp_seq_log_ratio_max": 20.0},
-    "kl_cov": {"aggregation": "token-mean", "cov_fraction": 0.2, "cov_penalty": "k3", "cov_penalty_coef": 0.5},
-    "opsm": {**TOKENS, "kl_threshold": 0.01, "behaviour_logp": "rollout"},
-    "top_entropy_mask": {**TOKENS, "top_entropy_fraction": 0.25},
-    "seq_mask_tis": {**TOKENS, "correction_kind": "row_mask", "correction_level": "sequence_mean"}
-    | {"correction_lower": 0.95, "correction_upper": 1.05},
-}
+# ------------------------------------------------------------------------------------------------- sets of others
 
 
-def specified(variant: str, x: Mapping[str, np.ndarray], hyper: Hyper) -> float:
-    """The loss of a variant as the schema states it, in numpy."""
-    m, a = x["mask"], x["advantages"]
-    d, n = x["logp_new"] - x["logp_old"], np.maximum(x["mask"].sum(1, keepdims=True), 1)
-
-    def clipped(r: np.ndarray) -> np.ndarray:
-        return -np.minimum(r * a, np.clip(r, 0.8, 1.28) * a)
-
-    def token_mean(loss: np.ndarray) -> float:
-        return float(np.sum(m * loss) / m.sum())
-
-    def row(z: np.ndarray) -> np.ndarray:
-        return np.sum(m * z, axis=1, keepdims=True)
-
-    match variant:
-        case "luspo":
-            return float(np.sum(m * clipped(np.exp(row(d) / n))) / len(m))
-        case "gmpo":
-            z = np.where(a > 0, np.minimum(d, 0.28), np.where(a < 0, np.maximum(d, -0.2), 0))
-            return float(np.mean(-a[:, :1] * np.exp(row(z) / n)))
-        case "vespo":
-            s = np.clip(row(np.clip(d, -20, 20)), -18, 20)
-            k, rate = np.where(a >= 0, 2.0, 3.0), np.where(a >= 0, 3.0, 2.0)
-            return token_mean(-np.exp(rate + k * s - rate * np.exp(s)) * a * x["logp_new"])
-        case "kl_cov":
-            scored = m > 0
-            cov = (a - a[scored].mean()) * (x["logp_new"] - x["logp_new"][scored].mean())
-            bar = np.sort(cov[scored])[-max(1, int(0.2 * scored.sum()))]
-            return token_mean(-np.exp(d) * a + 0.5 * (cov >= bar) * (np.exp(-d) + d - 1))
-        case "opsm":
-            drop = (a < 0) & (row(x["logp_rollout"] - x["logp_new"]) / n > 0.01)
-            return token_mean(np.where(drop, 0, clipped(np.exp(d))))
-        case "top_entropy_mask":
-            bar = np.quantile(x["entropy"][m > 0], 0.75)
-            return token_mean(np.where(x["entropy"] >= bar, clipped(np.exp(d)), 0))
-        case "seq_mask_tis":
-            w = x["logp_old"] - x["logp_rollout"]
-            mean = np.exp(row(w) / n)
-            return token_mean(clipped(np.exp(d)) * np.exp(w) * ((mean >= 0.95) & (mean <= 1.05)))
-    raise AssertionError(variant)
+def outcomes(folder: Path) -> list[Verdict]:
+    """What becomes of a set here, without a process of its own."""
+    with jax.enable_x64(True):
+        return list(verdicts(folder))
 
 
-@pytest.mark.parametrize("variant", SPECIFIED)
-def test_a_variant_without_a_case_is_bound_to_what_the_schema_says(variant: str):
-    schema = json.loads((HERE / "schema.json").read_text())["keys"]
-    with np.load(HERE / "arrays.npz", allow_pickle=False) as arrays, jax.enable_x64(True):
-        names = "logp_new logp_old logp_rollout mask"
-        x = {name: arrays[f"holes/{name}"] for name in names.split()} | {"advantages": arrays["holes/advantages"]}
-        x["entropy"] = np.random.default_rng(0).uniform(0.1, 2.0, x["mask"].shape)
-        inputs = {name: jnp.asarray(value, bool if name == "mask" else jnp.float64) for name, value in x.items()}
-        hyper = with_defaults(SPECIFIED[variant], schema)
-        got = BINDINGS["policy_loss", variant](inputs, hyper)
-        np.testing.assert_allclose(got["loss"], specified(variant, x, hyper), rtol=1e-9)
-        assert np.all(np.isfinite(got["grad_logp_new"])) and np.any(got["grad_logp_new"])
+def variants_without_a_case() -> set[str]:
+    schema, index = (json.loads((HERE / name).read_text()) for name in ("schema.json", "index.json"))
+    return set(schema["variants"]) - {f"{case['family']}.{case['variant']}" for case in index["cases"]}
 
 
-SPREAD = {"std": "sample", "eps": 0.01, "advantage_shape": "row"}
-ESTIMATED: dict[str, dict[str, Any]] = {
-    "opo": {"baseline": "length_weighted", "std": "none", "singleton": "raw", "advantage_shape": "token"},
-    "gdpo": {"baseline": "group_mean", "reward_weights": [1.0, 0.5, 0.25], "missing": "component", **SPREAD}
-    | {"renormalize": "batch", "renormalize_eps": 0.1},
-    "gdpo leave_one_out": {"baseline": "leave_one_out", "reward_weights": [1.0, 0.5, 0.25], "missing": "row", **SPREAD},
-    "passk_max_minus_second": SPREAD,
-}
+def test_variants_without_a_case_compute_what_the_schema_says(tmp_path: Path):
+    names = variants_without_a_case()
+    assert len(names) > 5
+    with jax.enable_x64(True):
+        number = golden_foreign.write(tmp_path, seed=5, draws=1, only=names)
+    found = outcomes(tmp_path)
+    assert len(found) == number == len(names)
+    assert [verdict for verdict in found if verdict.status != "matched"] == []
+    assert all(verdict.error is not None for verdict in found)
 
 
-def estimated(name: str, x: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The advantage of a variant as the schema states it, group by group in numpy."""
-    groups = [np.flatnonzero(x["group_ids"] == g) for g in np.unique(x["group_ids"])]
-    reward, found = x["rewards"], np.zeros(x["rewards"].shape[0])
-    if name == "opo":
-        n = x["mask"].sum(1)
-        for g in groups:
-            found[g] = reward[g] - (np.average(reward[g], weights=n[g]) if len(g) > 1 else 0.0)
-        return found[:, None] * x["mask"]
-    if name == "passk_max_minus_second":
-        for g in groups:
-            if len(g) > 1:
-                second, first = np.sort(reward[g])[-2:]
-                found[g[np.argmax(reward[g])]] = (first - second) / (reward[g].std(ddof=1) + 0.01)
-        return found
-    there = ~np.isnan(reward)
-    if name == "gdpo leave_one_out":
-        there &= there.all(1, keepdims=True)
-    for g in groups:
-        for k, weight in enumerate((1.0, 0.5, 0.25)):
-            rows = g[there[g, k]]
-            if len(rows) > 1:
-                r = reward[rows, k]
-                centred = (r - r.mean()) * (len(r) / (len(r) - 1) if name == "gdpo leave_one_out" else 1.0)
-                found[rows] += weight * centred / (r.std(ddof=1) + 0.01)
-    some = there.any(1)
-    return (
-        np.where(some, (found - found[some].mean()) / (found[some].std(ddof=1) + 0.1), 0) if name == "gdpo" else found
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_set_of_other_sizes_and_hyper_parameters_matches(tmp_path: Path, seed: int):
+    """Every variant, every value that the schema allows, arrays in the types of other programs."""
+    with jax.enable_x64(True):
+        number = golden_foreign.write(tmp_path, seed=seed, draws=4)
+    assert number == 4 * len(BINDINGS)
+    found = judged(GRPO_GOLDEN_DIR=str(tmp_path), GRPO_GOLDEN_REPORT=str(tmp_path / "report"))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.splitlines()[-1] == f"golden: matched={number} failed=0 unbound=0"
+    lines = [json.loads(line) for line in (tmp_path / "report").read_text().splitlines()]
+    assert len(lines) == number and {line["status"] for line in lines} == {"matched"}
 
 
-@pytest.mark.parametrize("name", ESTIMATED)
-def test_an_advantage_without_a_case_is_bound_to_what_the_schema_says(name: str):
-    schema = json.loads((HERE / "schema.json").read_text())["keys"]
-    with np.load(HERE / "arrays.npz", allow_pickle=False) as arrays, jax.enable_x64(True):
-        batch = "multi" if name.startswith("gdpo") else "unequal"
-        x = {"group_ids": arrays[f"{batch}/group_ids"]}
-        if name.startswith("gdpo"):
-            x["rewards"] = arrays["multi/rewards_multi_nan"]
-        else:
-            x |= {"rewards": arrays["unequal/rewards"], "mask": arrays["unequal/mask"]}
-        inputs = {key: jnp.asarray(value) for key, value in x.items() if key != "mask"}
-        inputs |= {"mask": jnp.asarray(x["mask"], bool)} if "mask" in x else {}
-        hyper = with_defaults(ESTIMATED[name], schema)
-        got = BINDINGS["advantage", name.split(maxsplit=1)[0]](inputs, hyper)["advantages"]
-        assert np.any(got)
-        np.testing.assert_allclose(got, estimated(name, x), rtol=1e-9, atol=1e-12)
+@pytest.mark.slow
+def test_a_set_with_a_wrong_and_an_unknown_case_fails_and_says_which(tmp_path: Path):
+    names = {"kl.k1", "kl.k2", "kl.k3"}
+    with jax.enable_x64(True):
+        golden_foreign.write(tmp_path, seed=1, draws=1, only=names)
+    index = json.loads((tmp_path / "index.json").read_text())
+    first, second, third = index["cases"]
+    first["variant"], second["hyper"]["kl_estimator"] = "k9", "k3"
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    found = judged(GRPO_GOLDEN_DIR=str(tmp_path), GRPO_GOLDEN_REPORT=str(tmp_path / "report"))
+    assert found.returncode == 1
+    assert found.stdout.splitlines()[-1] == "golden: matched=1 failed=1 unbound=1"
+    lines = [json.loads(line) for line in (tmp_path / "report").read_text().splitlines()]
+    expected = [(first["id"], "unbound"), (second["id"], "failed"), (third["id"], "matched")]
+    assert [(line["id"], line["status"]) for line in lines] == expected
 
 
 def test_every_variant_of_the_schema_is_bound():
     schema = json.loads((HERE / "schema.json").read_text())
     assert {tuple(name.split(".")) for name in schema["variants"]} == BINDINGS.keys()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,7 +28,7 @@ STEPS = (
     ("2 sampling", ("sampling",)),
     ("3 training", ("train", "updates", "checkpoint", "lifeline", "journal", "compiled", "memory")),
     ("4 tasks", ("data", "text", "evaluate", "rewards", "questions", "verdict")),
-    ("4 testing", ("testing",)),
+    ("4 testing", ("testing", "laboratory")),
     (
         "5 runs",
         tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from grpo_jax import advantages, groups
+from grpo_jax import advantages, groups, objectives
 from grpo_jax.experiment import Experiment
 from grpo_jax.types import Array, Collected
 from tests.system.small_run import PLAIN
@@ -36,6 +36,24 @@ REFUSED = {
     "a nested number": (
         lambda: changed("warm_start", optimizer=dataclasses.replace(PLAIN.optimizer, final=math.inf)),
         r"warm_start\.optimizer\.final: got inf",
+    ),
+    "values without a critic": (
+        lambda: dataclasses.replace(PLAIN, recipe=objectives.ppo_critic()),
+        r"model\.critic: got None, allowed head, tower .*--set model\.critic=head",
+    ),
+    "a critic that nobody teaches": (
+        lambda: dataclasses.replace(
+            changed("model", critic="head"), recipe=dataclasses.replace(PLAIN.recipe, advantage=advantages.gae)
+        ),
+        r"recipe\.parts: got none that teaches the critic, .*Part\(token_mean, value_clip\)",
+    ),
+    "a rate of no critic": (
+        lambda: changed("optimizer", critic_rate=2.0),
+        r"optimizer\.critic_rate: got 2\.0, allowed 1\.0, because no critic learns",
+    ),
+    "a wait in the warm start": (
+        lambda: changed("warm_start", optimizer=dataclasses.replace(PLAIN.optimizer, critic_warmup=5)),
+        r"warm_start\.optimizer\.critic_warmup: got 5, allowed 0",
     ),
     "no worker": (lambda: changed("scoring", workers=0), r"scoring\.workers: got 0, allowed None or >= 1"),
     "no time": (lambda: changed("scoring", timeout_s=0), r"scoring\.timeout_s: got 0, allowed > 0"),

@@ -40,7 +40,7 @@ from grpo_jax.objectives import (
     sequence_mean_token_sum,
 )
 from grpo_jax.objectives.ratios import interval, log_ratio_behavior
-from grpo_jax.updates import SGD, AnyOptimizer
+from grpo_jax.updates import SGD, AnyOptimizer, Optimizer, TrustRegion
 
 _ADDED, _SCALED, _REWEIGHTED = (
     cast(partial, made).func for made in (add(), scale(reinforce, by=1.0), reweight(reinforce, reinforce))
@@ -122,7 +122,9 @@ def claims(variants: Mapping[str, Experiment], *, own_rollouts: bool = True) -> 
     """Every set of `variants` that should coincide, in the order of their names; empty where nothing is certain."""
     classes: dict[tuple, list[tuple[str, Form, AnyOptimizer]]] = {}
     for name, experiment in variants.items():
-        form = canonical(experiment.recipe, Setting.of(experiment, own_rollouts=own_rollouts))
+        searched = isinstance(experiment.optimizer, TrustRegion)  # by the values of the loss, not by its gradient alone
+        setting = Setting.of(experiment, own_rollouts=own_rollouts)
+        form = _opaque(experiment.recipe) if searched else canonical(experiment.recipe, setting)
         rest = tuple(sorted(_others(experiment).items()))
         key = (rest, form.atoms, form.advantage, form.grouping, form.prepare, effective(experiment.optimizer, form))
         classes.setdefault(key, []).append((name, form, experiment.optimizer))
@@ -147,7 +149,9 @@ def _claim(members: Sequence[tuple[str, Form, AnyOptimizer]]) -> Claim:
     closeness = "up to rounding" if reasons else "exactly"
     if _text(factor) != "1":
         reasons += _factor_reasons(factor, optimizer)
-        closeness = "up to rounding" if isinstance(optimizer, SGD) else f"up to Adam's epsilon ({optimizer.eps:g})"
+        closeness = (
+            f"up to Adam's epsilon ({optimizer.eps:g})" if isinstance(optimizer, Optimizer) else "up to rounding"
+        )
     names = tuple(name for name, _, _ in members)
     return Claim(names, closeness, tuple(reasons) or ("their recipes, optimisers and settings are the same",))
 
@@ -156,20 +160,27 @@ def _factor_reasons(factor: float, optimizer: AnyOptimizer) -> list[str]:
     reasons = [f"their gradients differ by the constant factor {factor:.6g}"]
     if isinstance(optimizer, SGD):
         return [*reasons, "their learning rates make up for it"]
-    if optimizer.clip_norm:
+    if isinstance(optimizer, Optimizer) and optimizer.clip_norm:
         return [*reasons, "their norms are clipped in the same proportion, and AdamW cancels a constant factor"]
     return [*reasons, "AdamW without clipping of the gradient's norm cancels it"]
 
 
 def effective(optimizer: AnyOptimizer, form: Form) -> tuple[str, ...]:
     """Text that is equal where equal forms, whatever their scales, make equal steps (Adam: but for its epsilon)."""
-    clip = _text(optimizer.clip_norm / form.scale)
     rest = [(f.name, getattr(optimizer, f.name)) for f in fields(optimizer)]
+    if isinstance(optimizer, TrustRegion):
+        return (type(optimizer).__name__, *(f"{name}={value!r}" for name, value in rest))
+    clip = _text(optimizer.clip_norm / form.scale)
     rate = []
     if isinstance(optimizer, SGD):
         rest = [(name, value) for name, value in rest if name != "learning_rate"]
         rate = [_text(optimizer.learning_rate * form.scale)]
     return (type(optimizer).__name__, clip, *rate, *(f"{n}={v!r}" for n, v in rest if n != "clip_norm"))
+
+
+def _opaque(recipe: Recipe) -> Form:
+    """The form of a recipe that is equal only to itself."""
+    return Form((("", describe(recipe), 1.0),), "", "", "", 1.0, ())
 
 
 def _text(x: float) -> str:
@@ -183,7 +194,7 @@ def canonical(recipe: Recipe, setting: Setting) -> Form:
     Coefficients that change after each step may read anything: a recipe with some is equal only to itself.
     """
     if recipe.coefficients:
-        return Form((("", describe(recipe), 1.0),), "", "", "", 1.0, ())
+        return _opaque(recipe)
     used: list[str] = []
     parts = [(part.aggregation, atom) for part in recipe.parts for atom in _terms(part.term, recipe, setting, used)]
     grouping = _grouping(recipe, [aggregation for aggregation, _ in parts], [atom for _, atom in parts], used)

@@ -10,8 +10,11 @@ from typing import Any
 from grpo_jax.ablation import figure, tables
 from grpo_jax.ablation.coincide import claims
 from grpo_jax.ablation.measure import (
+    CLAIMED,
     OUTCOMES,
     OUTCOMES_ARE,
+    REWARDS,
+    REWARDS_ARE,
     TIMES,
     TRAINING,
     TRAINING_IS,
@@ -21,7 +24,7 @@ from grpo_jax.ablation.measure import (
     paired,
 )
 from grpo_jax.ablation.study import ITSELF, Ablation, Ends, carry_out, open_ablation
-from grpo_jax.ablation.tables import Results, Section
+from grpo_jax.ablation.tables import EVERY, Expectation, Results, Section
 from grpo_jax.experiment import Experiment
 from grpo_jax.journal import write_json
 from grpo_jax.lifeline import Exit
@@ -65,18 +68,22 @@ def planned(
     )
 
 
-def _expected(ranges: object, known: Mapping[str, Experiment]) -> tuple[tuple[str, str, float, float], ...]:
-    names = [measure.name for measure in (*OUTCOMES, *TRAINING)]
+def _expected(claims: object, known: Mapping[str, Experiment]) -> tuple[Expectation, ...]:
+    names = [measure.name for measure in CLAIMED]
     example = 'write EXPECTED = (("grpo", "clipped", 0.02, 0.2),)'
-    if not isinstance(ranges, tuple | list) or not all(isinstance(row, tuple) and len(row) == 4 for row in ranges):
-        raise ValueError(f"EXPECTED: got {ranges!r}, allowed are rows (variant, measure, lowest, highest): {example}")
-    for variant, measure, _, _ in ranges:
-        if variant not in known or measure not in names:
+    fits = isinstance(claims, tuple | list) and all(isinstance(row, tuple) and len(row) in (4, 5) for row in claims)
+    if not fits or not isinstance(claims, tuple | list):
+        raise ValueError(
+            f"EXPECTED: got {claims!r}, allowed are rows (variant, measure, lowest, highest), perhaps with a reason"
+            f" behind: {example}"
+        )
+    for variant, measure, *_ in claims:
+        if variant not in (*known, EVERY) or measure not in names:
             raise ValueError(
-                f"EXPECTED: got {variant!r} and {measure!r}, allowed are the variants {', '.join(known)} and the"
-                f" measures {', '.join(names)}: {example}"
+                f"EXPECTED: got {variant!r} and {measure!r}, allowed are the variants {', '.join(known)}, {EVERY!r} for"
+                f" every one, and the measures {', '.join(names)}: {example}"
             )
-    return tuple(ranges)
+    return tuple(Expectation(*row) for row in claims)
 
 
 def _known(file: Path, module: ModuleType) -> dict[str, Experiment]:
@@ -155,7 +162,8 @@ def results(folder: Path, ablation: Ablation, ended: Ends) -> dict[str, dict[int
     found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in ablation.variants}
     for run in ablation.runs():
         if ended.get((run.variant, run.seed)) == "":
-            found[run.variant][run.seed] = numbers(run.within(folder))
+            weights = {name: weight for name, (_, weight) in run.experiment.text_rewards.items()}
+            found[run.variant][run.seed] = numbers(run.within(folder), weights)
     return {name: seeds for name, seeds in found.items() if seeds}
 
 
@@ -198,6 +206,7 @@ def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
             " unless they had been recorded before."
         )
     sections = [tables.results(found, measures=OUTCOMES, title="Results", words=words)]
+    sections.append(tables.results(found, measures=REWARDS, title="Sampled reward", words=(REWARDS_ARE,)))
     if len(found) > 1:
         sections.append(tables.differences(found, measures=tables.PAIRED, words=(tables.ASTERISK,)))
     sections.append(tables.results(found, measures=TRAINING, title="Training", words=(TRAINING_IS,)))
@@ -209,7 +218,7 @@ def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
 
 def _document(ablation: Ablation, found: Results, ended: Ends) -> dict[str, Any]:
     """All numbers, for programs."""
-    measures = (*OUTCOMES, *TRAINING, *TIMES)
+    measures = (*CLAIMED, *TIMES)
     first = next(iter(found), None)
     return {
         "file": ablation.file,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax import loop, objectives
+from grpo_jax.ablation.tables import Expectation
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.folder import move_aside
 from grpo_jax.journal import Journal, read, sole_writer, write_json
@@ -46,8 +47,8 @@ class Run:
 class Ablation:
     """What is compared: every variant with every seed.
 
-    With `rollouts` the first variant records there, seed by seed, and the others replay. `expected` (variant, measure,
-    lowest, highest) says where means over the seeds have to lie.
+    With `rollouts` the first variant records there, seed by seed, and the others replay. `expected` says where means
+    over the seeds have to lie.
     """
 
     file: str
@@ -55,7 +56,7 @@ class Ablation:
     seeds: tuple[int, ...]
     assignments: tuple[str, ...] = ()
     rollouts: Path | None = None
-    expected: tuple[tuple[str, str, float, float], ...] = ()
+    expected: tuple[Expectation, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.variants:

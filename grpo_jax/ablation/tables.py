@@ -5,21 +5,33 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
 from grpo_jax.ablation.coincide import Claim
-from grpo_jax.ablation.measure import OUTCOMES, TIMES, TRAINING, Measure, Numbers, means, paired
+from grpo_jax.ablation.measure import CLAIMED, OUTCOMES, TIMES, Measure, Numbers, means, paired
 from grpo_jax.ablation.student import Interval, interval
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.report import clean, rendered
 
 Results = Mapping[str, Mapping[int, Numbers]]
 """Variant -> seed -> measures of the runs that are done."""
-Expected = Sequence[tuple[str, str, float, float]]
-"""(variant, measure, lowest, highest): where the mean over the seeds has to lie."""
+EVERY = "*"
+"""What an expectation says of all variants."""
+
+
+class Expectation(NamedTuple):
+    """Where the mean of a measure over the seeds has to lie, for a variant or for `EVERY` one, and perhaps why."""
+
+    variant: str
+    measure: str
+    lowest: float
+    highest: float
+    why: str = ""
+
+
 PAIRED = tuple(measure for measure in OUTCOMES if measure.name != "before")
 ASTERISK = (
     "Over the same seeds, shares in points. An asterisk marks an interval without 0; of many such intervals some are so"
@@ -117,21 +129,53 @@ def failures(ended: Mapping[tuple[str, int], str]) -> Section | None:
     return Section("Diverged", (), ("variant", "seed", "why"), rows) if rows else None
 
 
-def expected(ranges: Expected, found: Results) -> tuple[Section | None, list[str]]:
+def expected(claims: Sequence[Expectation], found: Results) -> tuple[Section | None, list[str]]:
     """What the file expects of means over the seeds, as a section, and a sentence for each that lies outside."""
     rows, wrong = [], []
-    for name, measure, low, high in ranges:
-        if name in found:
-            value = interval([row[measure] for row in found[name].values()])
-            share = any(m.share for m in (*OUTCOMES, *TRAINING) if m.name == measure)
-            allowed = " to ".join(said(Interval(bound, None, 1), share=share) for bound in (low, high))
-            unit = " %" if share else ""
-            inside = value is not None and low <= value.mean <= high
-            rows.append((f"{name}: {measure}{unit}", allowed, said(value, share=share), "yes" if inside else "no"))
-            if not inside:
-                wrong.append(f"{name}: {measure} is {said(value, share=share)}{unit}, expected {allowed}{unit}")
-    section = Section("What the file expects", (), ("mean", "expected", "measured", "inside"), tuple(rows))
-    return (section if rows else None), wrong
+    for claim in claims:
+        names = [name for name in found if claim.variant in (name, EVERY)]
+        values = {name: interval([row[claim.measure] for row in found[name].values()]) for name in names}
+        share = any(m.share for m in CLAIMED if m.name == claim.measure)
+        allowed, unit = _range(claim, share=share), " %" if share else ""
+        outside = [name for name, value in values.items() if value is None or not _inside(value.mean, claim)]
+        wrong += [
+            f"{name}: {claim.measure} is {said(values[name], share=share)}{unit}, expected {allowed}{unit}"
+            for name in outside
+        ]
+        if names:
+            called = (
+                f"every variant: {claim.measure}" if claim.variant == EVERY else f"{claim.variant}: {claim.measure}"
+            )
+            shown = _extent(list(values.values()), share=share)
+            rows.append((f"{called}{unit}", allowed, shown, "no" if outside else "yes", claim.why))
+    head = ("mean", "expected", "measured", "inside", "why")
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return (Section("What the file expects", (), head, tuple(rows)) if rows else None), wrong
+
+
+def _inside(mean: float, claim: Expectation) -> bool:
+    return claim.lowest <= mean <= claim.highest
+
+
+def _range(claim: Expectation, *, share: bool) -> str:
+    """The allowed values in words."""
+    low, high = (said(Interval(bound, None, 1), share=share) for bound in (claim.lowest, claim.highest))
+    if claim.lowest == claim.highest:
+        return low
+    if math.isinf(claim.highest):
+        return f"at least {low}" if math.isfinite(claim.lowest) else "any"
+    return f"{low} to {high}" if math.isfinite(claim.lowest) else f"at most {high}"
+
+
+def _extent(values: Sequence[Interval | None], *, share: bool) -> str:
+    """A mean with its interval, or the smallest and the largest of several means."""
+    there = [value for value in values if value is not None]
+    if len(values) == 1 or not there:
+        return said(values[0], share=share)
+    ends = (function(value.mean for value in there) for function in (min, max))
+    low, high = (said(Interval(end, None, 1), share=share) for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def times(found: Results) -> Section:

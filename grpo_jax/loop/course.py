@@ -27,6 +27,7 @@ from grpo_jax.loop.recorded import Tape, recorded
 from grpo_jax.loop.session import Session
 from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from grpo_jax.loop.warm_starts import warmed
+from grpo_jax.models import without_critic
 from grpo_jax.origin import Origin
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.train import refers
@@ -142,14 +143,15 @@ def reference(session: Session, state: TrainState, done: int) -> Params | None:
     """The reference policy, if the recipe has one: what GRPO began with, kept beside the run."""
     if not refers(session.experiment.recipe):
         return None
+    policy = without_critic(state.params)
     with session.folder.reference() as kept:
-        params = kept.restore_params(abstract(state.params))
+        params = kept.restore_params(abstract(policy))
         if params is None and done:
             raise ValueError(
                 f"{session.folder.path}: the reference policy of this run is missing; restore its folder 'reference',"
                 " or start anew with --fresh"
             )
         if params is None:
-            kept.save(0, state, {})
-            params = jax.tree.map(lambda x: x.copy(), state.params)
+            kept.save(0, state.replace(params=policy), {})
+            params = jax.tree.map(lambda x: x.copy(), policy)
     return params

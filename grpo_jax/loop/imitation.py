@@ -11,6 +11,7 @@ from grpo_jax.experiment import WarmStart, warm_settings
 from grpo_jax.folder import Position
 from grpo_jax.lifeline import Diverged
 from grpo_jax.loop.session import Session
+from grpo_jax.models import from_policy
 from grpo_jax.sharding import place_rows
 from grpo_jax.train import host, place_state, start, supervised_step
 from grpo_jax.types import TrainState
@@ -58,8 +59,12 @@ def imitate(
 
 
 def begin(session: Session, state: TrainState) -> TrainState:
-    """The state that GRPO begins with: the parameters of `state`, a new optimiser, no steps."""
-    return place_state(start(state.params, session.settings.gradient), session.experiment.model, session.mesh)
+    """The state that GRPO begins with: the parameters of `state`, a new optimiser, no steps.
+
+    A critic with a decoder of its own begins with that of the policy.
+    """
+    fresh = start(from_policy(state.params), session.settings.gradient)
+    return place_state(fresh, session.experiment.model, session.mesh)
 
 
 class Lessons:

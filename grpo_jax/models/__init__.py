@@ -1,8 +1,24 @@
 """Models: a config of scalars, one table of parameters, a plain forward pass and the fast log-probabilities."""
 
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.decoder import forward
+from grpo_jax.models.critic import from_policy, without_critic
+from grpo_jax.models.decoder import forward, values
+from grpo_jax.models.fisher import fisher
 from grpo_jax.models.logprobs import logprobs
 from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
 
-__all__ = ["ModelConfig", "abstract", "axes", "flat", "forward", "init", "logprobs", "stack", "unstack"]
+__all__ = [
+    "ModelConfig",
+    "abstract",
+    "axes",
+    "fisher",
+    "flat",
+    "forward",
+    "from_policy",
+    "init",
+    "logprobs",
+    "stack",
+    "unstack",
+    "values",
+    "without_critic",
+]

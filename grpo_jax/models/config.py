@@ -8,6 +8,7 @@ import jax.numpy as jnp
 Activation = typing.Literal["silu", "gelu", "relu"]
 Remat = typing.Literal["none", "dots", "full"]
 Backward = typing.Literal["fast", "plain"]
+Critic = typing.Literal["head", "tower"]
 _CHOICES = {"activation": Activation, "remat": Remat, "backward": Backward}
 
 
@@ -42,6 +43,8 @@ class ModelConfig:
     embed_std: float = 0.5  # of the embedding and of the position table
     head_std: float = 0.02
     weight_std: float = 0.0  # of the matrices of a layer; 0: (inputs of the matrix) ** -0.5
+    critic: Critic | None = None  # values come from a head on the policy's last layer, or on a decoder of their own
+    critic_detached: bool = False  # True: a head on the policy's last layer reads it and does not change it
 
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_width", "hidden"):
@@ -54,6 +57,15 @@ class ModelConfig:
             allowed = typing.get_args(choices)
             if getattr(self, name) not in allowed:
                 raise ValueError(f"ModelConfig.{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+        if self.critic not in (None, *typing.get_args(Critic)):
+            raise ValueError(
+                f"ModelConfig.critic is {self.critic!r}; allowed are None, {', '.join(typing.get_args(Critic))}"
+            )
+        if self.critic_detached and self.critic != "head":
+            raise ValueError(
+                f"ModelConfig.critic_detached is True and critic {self.critic!r}; only a value head on the policy's own"
+                " layers can be detached from them: set critic='head', or critic_detached=False"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"ModelConfig.heads is {self.heads} and kv_heads {self.kv_heads}; every key/value head serves the same "

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models import attention, layers, table
+from grpo_jax.models import attention, critic, layers, table
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.types import Array, Params
 
@@ -20,9 +20,20 @@ def forward(params: Params, config: ModelConfig, tokens: Array, valid: Array) ->
     ``valid`` bool[B, T] is False for padding, on either side: it is not attended to, and positions count the valid
     tokens only. Logits at padding mean nothing. Differentiable any number of times when ``config.backward`` is plain.
     """
+    params = layers.cast(params, config)
+    return layers.unembed(params, _last(params, config, tokens, valid), config)
+
+
+def values(params: Params, config: ModelConfig, tokens: Array, valid: Array) -> Array:
+    """Values f32[B, T] of the states behind each of tokens i32[B, T], by the critic; the rest as in `forward`."""
+    params = layers.cast(params, config)
+    return critic.value(params, _last(critic.trunk(params), config, tokens, valid), config)
+
+
+def _last(params: Params, config: ModelConfig, tokens: Array, valid: Array) -> Array:
+    """Output [B, T, D] of the last layer."""
     chex.assert_rank([tokens, valid], 2)
     check_length(config, tokens.shape[1])
-    params = layers.cast(params, config)
     position = jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)
     x = layers.embed(params, jnp.where(valid, tokens, 0), position)
     rotation = layers.angles(position, config, x.dtype)
@@ -35,7 +46,7 @@ def forward(params: Params, config: ModelConfig, tokens: Array, valid: Array) ->
         found = attention.attend(layers.query(layer, normed, rotation, config), key, value, mask, config)
         return layers.close(layer, x, found, config)
 
-    return layers.unembed(params, fold(body, x, params, config), config)
+    return fold(body, x, params, config)
 
 
 def fold(body: Body, x: Array, params: Params, config: ModelConfig, *, last: Body | None = None) -> Array:

@@ -12,13 +12,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models import attention, decoder, layers
+from grpo_jax.models import attention, critic, decoder, layers
 from grpo_jax.models.arrange import arrange, prefix, shifted
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.sharding import BATCH_AXES, constrain
 from grpo_jax.types import Array, Params, Prompts, Rollouts, TokenStats
 
-WANTS = ("entropy", "hidden", "kl_full", "sum_pi_squared")
+WANTS = ("entropy", "hidden", "kl_full", "sum_pi_squared", "value")
 _LOGITS = 1 << 18  # logits computed at a time, when `chunk` does not say
 
 
@@ -38,15 +38,16 @@ def logprobs(
 
     With ``p = softmax(logits / temperature)`` over the full vocabulary: ``logp = log p[token]``, and for each name in
     the static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, ``kl_full = sum p (log p - log q)`` with
-    q that of the parameters `reference`, through which no gradient flows, or ``hidden`` f32[N, D], the mean over the
-    tokens of the row of the normed output of the last layer. Everything is 0 past the end of a row.
+    q that of the parameters `reference`, through which no gradient flows, ``value``, what the critic gives the state
+    before the token, for which no logits are made, or ``hidden`` f32[N, D], the mean over the tokens of the row of the
+    normed output of the last layer. Everything is 0 past the end of a row.
 
     `group_size` is the largest number of rows of one prompt (default N / P); under jit, rows beyond it come out as nan.
     `chunk` is the number of tokens whose logits exist at a time on a device (default: 1024, or more for a small
     vocabulary); it changes no value. Gradients flow to `params`; forward mode needs ``config.backward`` plain.
 
-    Raises ValueError for an unknown `want`, a temperature that is not positive, a ``kl_full`` without a `reference`, or
-    sizes that do not fit.
+    Raises ValueError for an unknown `want`, a temperature that is not positive, a ``kl_full`` without a `reference`, a
+    ``value`` without a critic, or sizes that do not fit.
     """
     _check(config, rollouts, temperature, want, chunk)
     prompts = rollouts.prompts
@@ -54,22 +55,31 @@ def logprobs(
     inputs, targets, read = shifted(rollouts, places)
     inputs, targets, read = (constrain(x, mesh, ("prompts", None, None)) for x in (inputs, targets, read))
     params = layers.cast(params, config)
-    x = _completions(params, config, prompts, inputs, mesh)
-    chunk = chunk or max(1024, _LOGITS // config.vocab)
+    x = completions(params, config, prompts, inputs, mesh)
+    chunk = chunk or chunk_of(config)
     score = functools.partial(_score, params, config, temperature=temperature, want=want)
     read_of = x
     if "kl_full" in want and reference is not None:
         fixed = layers.cast(jax.lax.stop_gradient(reference), config)
         score = functools.partial(score, reference=fixed)
-        read_of = jnp.concatenate([x, _completions(fixed, config, prompts, inputs, mesh)], axis=-1)
-    stats = _chunked(score, read_of, targets, chunk, mesh)
+        read_of = jnp.concatenate([x, completions(fixed, config, prompts, inputs, mesh)], axis=-1)
+    stats = chunked(score, read_of, targets, chunk, mesh)
+    if "value" in want:
+        own = critic.trunk(params)
+        state = x if own is params else completions(own, config, prompts, inputs, mesh)
+        stats["value"] = critic.value(params, state, config)
     stats = {name: places.restore(jnp.where(read, value, 0)) for name, value in stats.items()}
     if "hidden" in want:
         stats["hidden"] = places.restore(_mean_hidden(params, config, x, read))
     return TokenStats(**stats)
 
 
-def _completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: Array, mesh) -> Array:
+def chunk_of(config: ModelConfig) -> int:
+    """Tokens whose logits are computed at a time where nobody says."""
+    return max(1024, _LOGITS // config.vocab)
+
+
+def completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: Array, mesh) -> Array:
     """Output [P, G, T, D] of the last layer at every completion token, from inputs i32[P, G, T]."""
     count, group, width = inputs.shape
     before, seen = prefix(prompts)
@@ -159,7 +169,7 @@ def token_statistics(
     return stats
 
 
-def _chunked(score: Callable, x: Array, targets: Array, chunk: int, mesh) -> dict[str, Array]:
+def chunked(score: Callable, x: Array, targets: Array, chunk: int, mesh) -> dict[str, Array]:
     """`score` of x [P, G, T, D] and targets i32[P, G, T], on every shard `chunk` tokens at a time.
 
     The backward pass computes the logits of a chunk again instead of keeping them.
@@ -192,6 +202,8 @@ def _check(config: ModelConfig, rollouts: Rollouts, temperature, want: Sequence[
     unknown = sorted(set(want) - set(WANTS))
     if unknown:
         raise ValueError(f"want has {', '.join(unknown)}, which this model cannot tell; allowed are {', '.join(WANTS)}")
+    if "value" in want and config.critic is None:
+        raise ValueError("want has value, but ModelConfig.critic is None; allowed are head, tower: give the model one")
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature is {temperature}; allowed is more than 0: take 1.0 for greedy rows")
     if chunk is not None and chunk < 1:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.critic import CRITIC, from_policy
 from grpo_jax.types import Array, Params
 
 
@@ -58,20 +59,30 @@ def outer_table(config: ModelConfig) -> dict[str, Entry]:
     }
 
 
+def critic_table(config: ModelConfig) -> dict[str, Entry]:
+    """The value head of a critic: every state is worth 0 at first."""
+    return {"weight": Entry((config.width,), ("embed",), 0.0), "bias": Entry((), (), 0.0)} if config.critic else {}
+
+
 def init(key: Array, config: ModelConfig) -> Params:
     """Initial parameters, float `config.param_dtype`. The values do not depend on the layout of the layers.
 
     All of them are cut from one draw, in the order of the tables: a draw for each takes seconds to compile. The draw is
-    not sharded, so a model that no single device can hold is loaded, not drawn.
+    not sharded, so a model that no single device can hold is loaded, not drawn. A critic needs no number of it: its
+    head is zero, its tower a copy of the policy's decoder, and the policy is the one that it is without a critic.
     """
-    tree = _tree(dataclasses.replace(config, stacked=False), lambda entry: entry)
+    tree = _tree(dataclasses.replace(config, stacked=False, critic=None, critic_detached=False), lambda entry: entry)
     entries, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, Entry))
     sizes = [0 if entry.std is None else math.prod(entry.shape) for entry in entries]
     noise = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
     dtype = jnp.dtype(config.param_dtype)
     leaves = [_initial(entry, cut, dtype) for entry, cut in zip(entries, noise, strict=True)]
     params = jax.tree.unflatten(structure, leaves)
-    return stack(params) if config.stacked else params
+    params = stack(params) if config.stacked else params
+    if config.critic is None:
+        return params
+    fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract(config)[CRITIC])
+    return from_policy({**params, CRITIC: fresh})
 
 
 def abstract(config: ModelConfig) -> Params:
@@ -91,7 +102,8 @@ def unstack(params: Params) -> Params:
     if is_unstacked(layers):
         return params
     count = len(jax.tree.leaves(layers)[0])
-    return {**params, "layers": {str(i): jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count)}}
+    apart = {str(i): jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count)}
+    return {**params, "layers": apart, **_tower(unstack, params)}
 
 
 def stack(params: Params) -> Params:
@@ -100,7 +112,8 @@ def stack(params: Params) -> Params:
     if not is_unstacked(layers):
         return params
     ordered = [layers[str(i)] for i in range(len(layers))]
-    return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)}
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
+    return {**params, "layers": together, **_tower(stack, params)}
 
 
 def flat(params: Params) -> dict[str, Array]:
@@ -114,6 +127,12 @@ def is_unstacked(layers: Mapping) -> bool:
     return all(name.isdigit() for name in layers)
 
 
+def _tower(change: Callable[[Params], Params], params: Params) -> dict:
+    """The critic of `params` with the layout of its layers changed, where it has layers."""
+    critic = params.get(CRITIC, {})
+    return {CRITIC: change(critic)} if "layers" in critic else {}
+
+
 def _tree(config: ModelConfig, leaf: Callable[[Entry], object]) -> dict:
     one = layer_table(config)
     if config.stacked:
@@ -121,7 +140,13 @@ def _tree(config: ModelConfig, leaf: Callable[[Entry], object]) -> dict:
         layers = {name: leaf(entry) for name, entry in leading.items()}
     else:
         layers = {str(i): {name: leaf(entry) for name, entry in one.items()} for i in range(config.layers)}
-    return {**{name: leaf(entry) for name, entry in outer_table(config).items()}, "layers": layers}
+    outer = {name: leaf(entry) for name, entry in outer_table(config).items()}
+    policy = {**outer, "layers": layers}
+    if config.critic is None:
+        return policy
+    head = {name: leaf(entry) for name, entry in critic_table(config).items()}
+    tower = {name: part for name, part in policy.items() if name != "head"} if config.critic == "tower" else {}
+    return {**policy, CRITIC: {**tower, **head}}
 
 
 def _initial(entry: Entry, noise: Array, dtype: jnp.dtype) -> Array:

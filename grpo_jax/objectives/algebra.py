@@ -69,6 +69,17 @@ class Recipe:
         describe(self, name="recipe")
 
 
+def prepared(recipe: Recipe, stats: TokenStats, batch: Batch, key: Array) -> Batch:
+    """`batch` after the prepare steps of `recipe`, which may read every row of it; `stats` pass on no gradient.
+
+    Step number k draws from `key` with k folded in.
+    """
+    stats = jax.lax.stop_gradient(stats)
+    for number, prepare in enumerate(recipe.prepare):
+        batch = prepare(stats, batch, jax.random.fold_in(key, number))
+    return batch
+
+
 def weights(parts: Iterable[Part], batch: Batch) -> dict[str, Array]:
     """Weights of the parts' aggregations over the whole batch: description of the aggregation -> f32[N,T].
 

@@ -8,7 +8,7 @@ from grpo_jax.objectives.ratios import CAP, difference, row_length
 from grpo_jax.types import Array, Batch, Metrics
 
 
-def mismatch(batch: Batch, *, clamp: float = CAP) -> Metrics:
+def mismatch(batch: Batch, *, clamp: float | None = CAP) -> Metrics:
     """Divergences and perplexities of behaviour b and old policy o -> name -> f32[], nats where it is a divergence.
 
     With rho = exp(o - b): ``kl`` the mean of b - o over scored tokens, ``k3_kl`` that of rho - log rho - 1,
@@ -16,13 +16,15 @@ def mismatch(batch: Batch, *, clamp: float = CAP) -> Metrics:
     and b_i the mean of o and b over the row (0 for an empty one): the mean over all rows of exp(-a_i)
     (``training_ppl``), of -a_i (``training_log_ppl``), the same of b_i (``rollout_...``), of b_i - a_i
     (``log_ppl_diff``, with its maximum, minimum and absolute value) and of exp(b_i - a_i) (``ppl_ratio``). Names and
-    formulas are those of verl's rollout correction; log rho, or its sum, is clipped to +- `clamp` in the chi-squares.
+    formulas are those of verl's rollout correction; log rho, or its sum, is clipped to +- `clamp` in the chi-squares,
+    where None leaves it as it is.
     """
     delta = difference(batch.logp_old, batch.logp_behavior, batch.mask)
     old, behavior = _row_mean(batch.logp_old, batch), _row_mean(batch.logp_behavior, batch)
     gap = behavior - old
-    clipped = jnp.clip(delta, -clamp, clamp)
-    total = jnp.clip(jnp.sum(delta, axis=1), -clamp, clamp)
+    clipped, total = delta, jnp.sum(delta, axis=1)
+    if clamp is not None:
+        clipped, total = (jnp.clip(x, -clamp, clamp) for x in (clipped, total))
     return {
         "kl": masked.mean(-delta, batch.mask),
         "k3_kl": masked.mean(k3(delta), batch.mask),

@@ -68,15 +68,15 @@ def sequence_log_ratio(
     """The log-ratio of whole rows -> f32[N,T], the row's number on all of its positions.
 
     With n_i scored tokens of log-ratio d: ``(1/n_i) sum_t d`` for the mean, the exponential of which GSPO calls s_i
-    (arXiv 2507.18071, equation 7), or ``sum_t d``, the ratio of the completions' probabilities. A row without scored
-    tokens has 0.
+    (arXiv 2507.18071, equation 7), or ``sum_t d``, the ratio of the completions' probabilities, or the largest d. A row
+    without scored tokens has 0.
 
     Args:
         stats: forward pass of the policy.
         batch: the record.
         clamp: every token's log-ratio is clipped to +- this before it is summed (tunix 20; None, as most: not).
         of: log-ratio of tokens.
-        reduction: "mean" or "sum" over the row's scored tokens.
+        reduction: "mean", "sum" or "max" over the row's scored tokens.
         gradient: "row", through every token of the row, or "token": the number is a constant but for its own token's
             ``x - stop_gradient(x)`` (GSPO-token, equation 14), which allows advantages that differ within a row.
         floor: lower bound of the row's number (VESPO: log 1e-8); None: none.
@@ -86,14 +86,19 @@ def sequence_log_ratio(
     Raises:
         ValueError: `reduction` or `gradient` is unknown.
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: got {reduction!r}, allowed 'mean' and 'sum': choose how a row's tokens combine")
+    if reduction not in ("mean", "sum", "max"):
+        raise ValueError(
+            f"reduction: got {reduction!r}, allowed 'mean', 'sum' and 'max': choose how a row's tokens combine"
+        )
     if gradient not in ("row", "token"):
         raise ValueError(f"gradient: got {gradient!r}, allowed 'row' and 'token': choose its path")
     delta = of(stats, batch, clamp=clamp)
-    value = jnp.sum(delta, axis=1, keepdims=True)
-    if reduction == "mean":
-        value = value / row_length(batch, delta.dtype)
+    if reduction == "max":
+        value = jnp.max(masked.select(batch.mask, delta, -jnp.inf), axis=1, keepdims=True)
+        value = jnp.where(jnp.any(batch.mask, axis=1, keepdims=True), value, jnp.zeros_like(value))
+    else:
+        value = jnp.sum(delta, axis=1, keepdims=True)
+        value = value / row_length(batch, delta.dtype) if reduction == "mean" else value
     value = jnp.broadcast_to(value, delta.shape)
     if gradient == "token":
         value = jax.lax.stop_gradient(value) + (delta - jax.lax.stop_gradient(delta))

@@ -67,7 +67,9 @@ def clip_cov_tokens(
     cov_high: float = 5.0,
     clip_low: float | None = 0.2,
     clip_high: float | None = 0.2,
+    clip_bounds: str = "relative",
     ratio: LogRatio = log_ratio,
+    clamp_log_ratio: float | None = CAP,
     name: str = "clip_cov",
 ) -> Batch:
     """Select all tokens but a few drawn among those of high covariance (Clip-Cov, arXiv 2505.22617).
@@ -85,13 +87,15 @@ def clip_cov_tokens(
         cov_high: upper bound.
         clip_low: `low` of the clip whose tokens are no candidates, as in `ppo_clip`; None: none.
         clip_high: `high` of that clip.
+        clip_bounds: its `bounds`.
         ratio: log-ratio that it clips.
+        clamp_log_ratio: that of the clip.
         name: where the selection is written.
     """
     cov = covariance(stats, batch)
     clean_stats, clean_batch = clean(stats, batch)
-    r = jnp.exp(ratio(clean_stats, clean_batch, clamp=CAP))
-    lower, upper = interval(clip_low, clip_high, "relative")
+    r = jnp.exp(ratio(clean_stats, clean_batch, clamp=clamp_log_ratio))
+    lower, upper = interval(clip_low, clip_high, clip_bounds)
     stopped = stopped_by_clip(r, clean_batch.advantage, lower, upper)
     candidate = batch.mask & ~stopped & (cov > cov_low) & (cov < cov_high)
     dropped = largest(_lots(batch, key, cov.dtype), candidate, share(batch.mask, stats, fraction=fraction))

@@ -2,7 +2,7 @@
 
 from grpo_jax.updates.gradient import Gradient
 from grpo_jax.updates.methods import METHODS, Method, begin, update
-from grpo_jax.updates.optimizer import SGD, AnyOptimizer, Optimizer, build, learning_rate
+from grpo_jax.updates.optimizer import SGD, AnyOptimizer, Optimizer, TrustRegion, build, learning_rate
 
 __all__ = [
     "METHODS",
@@ -11,6 +11,7 @@ __all__ = [
     "Gradient",
     "Method",
     "Optimizer",
+    "TrustRegion",
     "begin",
     "build",
     "learning_rate",

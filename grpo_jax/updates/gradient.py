@@ -55,11 +55,11 @@ class Gradient:
             )
 
 
-_Score = Callable[[Params, Batch], TokenStats]
+Score = Callable[[Params, Batch], TokenStats]
 """`statistics`, bound to the update."""
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """What a micro-batch adds: everything in it is a sum over tokens, so pieces add up exactly."""
 
     loss: Array
@@ -67,9 +67,18 @@ class _Piece(NamedTuple):
     sums: dict[str, Array]
 
 
+Move = Callable[[TrainState, Piece, Batch], tuple[TrainState, dict[str, Array]]]
+"""From loss and gradient of a minibatch, which is arranged, to the next state; with metrics, ``skipped`` among them."""
+
+
 def begin(params: Params, settings: Gradient) -> optax.OptState:
     """What the optimiser keeps of `params` before its first update."""
-    return build(settings.optimizer, settings.updates).init(params)
+    return _optimizer(settings).init(params)
+
+
+def _optimizer(settings: Gradient) -> optax.GradientTransformation:
+    taught = None if settings.model.critic is None else "value" in objectives.wants(settings.recipe)
+    return build(settings.optimizer, settings.updates, critic=taught)
 
 
 def update(
@@ -88,10 +97,24 @@ def update(
     state and adds one to ``state.skipped``, which a good update sets back to 0. `key` orders the prompts and feeds
     `prepare` steps; `reference` are the parameters of the policy with which a term compares whole distributions.
     """
+    move = partial(_apply, optimizer=_optimizer(settings))
+    return rounds(state, batch, settings, move, key=key, mesh=mesh, reference=reference)
+
+
+def rounds(
+    state: TrainState,
+    batch: Batch,
+    settings: Gradient,
+    move: Move,
+    *,
+    key: Array,
+    mesh: jax.sharding.Mesh | None = None,
+    reference: Params | None = None,
+) -> tuple[TrainState, Metrics]:
+    """`update` with `move` in place of the optimiser: the minibatches in their order, loss and gradient of each."""
     score = partial(statistics, settings=settings, mesh=mesh, reference=reference)
     arranged = batches.arrange(batch, settings.group_size)
     levels = batches.has_levels(batch)
-    optimizer = build(settings.optimizer, settings.updates)
     order = _order(settings, batch.rollouts.prompts.length.shape[0], key)
     weight = metrics.diagnostic_weight(batch) * settings.minibatches
 
@@ -100,7 +123,7 @@ def update(
         mini = batches.take(arranged, index) if order.shape[0] > 1 else arranged
         mini = _prepared(state.params, mini, settings, step_key, levels, score)
         piece, logp = _accumulate(state.params, mini, settings, weight, levels, score)
-        state, extra = _apply(state, piece, optimizer)
+        state, extra = move(state, piece, mini)
         gap = jnp.abs(mini.rollouts.logp_full - logp)
         sampled = mini.rollouts.mask & mini.reward.valid[:, :, None]  # also rows that the grouping dropped
         return state, ({**piece.sums, **extra, "loss": piece.loss}, gap, sampled)
@@ -156,20 +179,17 @@ def statistics(
     )
 
 
-def _prepared(params: Params, mini: Batch, settings: Gradient, key: Array, levels: bool, score: _Score) -> Batch:
+def _prepared(params: Params, mini: Batch, settings: Gradient, key: Array, levels: bool, score: Score) -> Batch:
     """`mini` after the prepare steps of the recipe, which may read every row of the update."""
     if not settings.recipe.prepare:
         return mini
     rows = batches.flatten(mini, levels=levels)
-    stats = jax.lax.stop_gradient(score(params, rows))
-    for number, prepare in enumerate(settings.recipe.prepare):
-        rows = prepare(stats, rows, jax.random.fold_in(key, number))
-    return batches.arrange(rows, settings.group_size)
+    return batches.arrange(objectives.prepared(settings.recipe, score(params, rows), rows, key), settings.group_size)
 
 
 def _accumulate(
-    params: Params, mini: Batch, settings: Gradient, weight: Array, levels: bool, score: _Score
-) -> tuple[_Piece, Array]:
+    params: Params, mini: Batch, settings: Gradient, weight: Array, levels: bool, score: Score
+) -> tuple[Piece, Array]:
     """Loss, gradient and diagnostic sums over a minibatch, and its log-probabilities f32[P / M, G, T]."""
 
     def objective(params: Params, rows: Batch) -> tuple[Array, tuple[dict[str, Array], Array]]:
@@ -179,10 +199,10 @@ def _accumulate(
         sums = {name: weight * total for name, total in metrics.diagnostic_sums(settings.recipe, fixed, rows).items()}
         return value, (sums, fixed.logp)
 
-    def piece(part: Batch) -> tuple[_Piece, Array]:
+    def piece(part: Batch) -> tuple[Piece, Array]:
         rows = batches.flatten(part, levels=levels)
         (value, (sums, logp)), gradient = jax.value_and_grad(objective, has_aux=True)(params, rows)
-        return _Piece(value, gradient, sums), logp.reshape(part.mask.shape)
+        return Piece(value, gradient, sums), logp.reshape(part.mask.shape)
 
     if settings.microbatches == 1:
         return piece(mini)
@@ -190,7 +210,7 @@ def _accumulate(
     shape = jax.eval_shape(piece, jax.tree.map(lambda x: x[0], parts))[0]
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
 
-    def add(total: _Piece, part: Batch) -> tuple[_Piece, Array]:
+    def add(total: Piece, part: Batch) -> tuple[Piece, Array]:
         more, logp = piece(part)
         return jax.tree.map(jnp.add, total, more), logp
 
@@ -199,9 +219,10 @@ def _accumulate(
 
 
 def _apply(
-    state: TrainState, piece: _Piece, optimizer: optax.GradientTransformation
+    state: TrainState, piece: Piece, mini: Batch, *, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser update, refused as a whole when anything in it is not finite."""
+    del mini
     norm = global_norm(piece.gradient)
     step, opt_state = optimizer.update(piece.gradient, state.opt_state, state.params)
     finite = jnp.isfinite(piece.loss) & jnp.isfinite(norm) & jnp.isfinite(global_norm(step))

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 
 from grpo_jax.types import Array, Batch, Metrics, Params, TrainState
-from grpo_jax.updates import gradient
+from grpo_jax.updates import gradient, trust_region
 from grpo_jax.updates.gradient import Gradient
-from grpo_jax.updates.optimizer import SGD, Optimizer
+from grpo_jax.updates.optimizer import SGD, Optimizer, TrustRegion
 
 
 class Method(NamedTuple):
@@ -21,6 +21,7 @@ class Method(NamedTuple):
 METHODS: dict[type, Method] = {
     Optimizer: Method(gradient.begin, gradient.update),
     SGD: Method(gradient.begin, gradient.update),
+    TrustRegion: Method(trust_region.begin, trust_region.update),
 }
 """Type of ``Gradient.optimizer`` -> the method that it is the settings of."""
 

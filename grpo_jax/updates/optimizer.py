@@ -1,9 +1,14 @@
-"""Settings of the optimiser, and the optax transformation they stand for."""
+"""Settings of the ways to update, and the optax transformation that those of a gradient stand for."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from grpo_jax.models import without_critic
+from grpo_jax.models.critic import CRITIC
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -15,6 +20,10 @@ class Optimizer:
     After `warmup` updates the rate is `learning_rate`; it then falls along a line or a half cosine, which reaches
     ``final * learning_rate`` when all updates of the run are done. `clip_norm` 0 switches clipping off. Source:
     Loshchilov and Hutter, arXiv:1711.05101.
+
+    The parameters of a critic learn at `critic_rate` times that rate, and are clipped by a norm of their own, as by an
+    optimiser of their own; in the first `critic_warmup` updates the policy stays as it is, while its averages of
+    gradients begin and the schedule of its rate runs.
     """
 
     learning_rate: float = 1e-6
@@ -26,6 +35,8 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    critic_rate: float = 1.0
+    critic_warmup: int = 0
 
     def __post_init__(self) -> None:
         _check(self, positive=("learning_rate", "eps"), averages=("b1", "b2"))
@@ -37,7 +48,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class SGD:
-    """Gradient descent after clipping by the global norm; rate and clipping as in `Optimizer`.
+    """Gradient descent after clipping by the global norm; rate, clipping and the critic as in `Optimizer`.
 
     With g the clipped gradient and m the momentum, ``v <- g + m v`` and the step is ``-rate v``: at a constant gradient
     it grows to ``rate / (1 - m)`` times that gradient. Unlike the step of Adam it is proportional to the gradient, so
@@ -50,6 +61,8 @@ class SGD:
     final: float = 0.0
     momentum: float = 0.0
     clip_norm: float = 1.0
+    critic_rate: float = 1.0
+    critic_warmup: int = 0
 
     def __post_init__(self) -> None:
         _check(self, positive=("learning_rate",), averages=("momentum",))
@@ -59,10 +72,47 @@ class SGD:
         return optax.sgd(rate, momentum=self.momentum or None)
 
 
-AnyOptimizer = Optimizer | SGD
+@dataclass(frozen=True)
+class TrustRegion:
+    """A natural gradient whose length a divergence decides and a line search proves: TRPO, no learning rate.
+
+    `delta` bounds the mean over tokens of KL(old || new), in nats. The direction is what at most `iterations` conjugate
+    gradients find, fewer when their residual falls below `tolerance` times the gradient; `damping` is added to the
+    curvature, whose scale is that of a mean over tokens, and keeps directions that the policy hardly depends on from
+    becoming long. The line search tries the whole step, then `shrink` of it and so on, `backtracks` in all, and takes
+    the first that lowers the loss within `delta`; with `backtracks` 0 it is left out and the whole step is taken: the
+    natural gradient (Kakade 2001), whose divergence is `delta` only to second order. `fisher_share` is the share of the
+    prompts that the curvature is computed from, which most of the time goes into; loss and divergence of the line
+    search are always of all of them. Source: Schulman et al., arXiv 1502.05477, appendix C.
+    """
+
+    delta: float = 0.01
+    damping: float = 0.1
+    iterations: int = 10
+    tolerance: float = 1e-3
+    backtracks: int = 10
+    shrink: float = 0.5
+    fisher_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("delta", self.delta > 0, "> 0 nats a token: set 0.01, the usual one"),
+            ("damping", self.damping >= 0, ">= 0: set 0 to add nothing to the curvature"),
+            ("iterations", self.iterations >= 1, ">= 1: set 10, the usual number"),
+            ("tolerance", 0 <= self.tolerance < 1, "0 <= tolerance < 1: set 0 to spend all iterations"),
+            ("backtracks", self.backtracks >= 0, ">= 0: set 0 to take every step whole"),
+            ("shrink", 0 < self.shrink < 1, "0 < shrink < 1: set 0.5 to halve a step that failed"),
+            ("fisher_share", 0 < self.fisher_share <= 1, "0 < fisher_share <= 1: set 1 to take all prompts"),
+        )
+        for name, fits, allowed in checks:
+            if not fits:
+                raise ValueError(f"optimizer.{name}: got {getattr(self, name)}, allowed {allowed}")
 
 
-def _check(settings: AnyOptimizer, *, positive: tuple[str, ...], averages: tuple[str, ...]) -> None:
+AnyOptimizer = Optimizer | SGD | TrustRegion
+
+
+def _check(settings: Optimizer | SGD, *, positive: tuple[str, ...], averages: tuple[str, ...]) -> None:
     if settings.schedule not in SCHEDULES:
         raise ValueError(
             f"optimizer.schedule: got {settings.schedule!r}, allowed {', '.join(SCHEDULES)}: name one of them"
@@ -81,7 +131,7 @@ def _check(settings: AnyOptimizer, *, positive: tuple[str, ...], averages: tuple
             raise ValueError(f"optimizer.{name}: got {getattr(settings, name)}, allowed >= 0: set 0 to switch it off")
 
 
-def learning_rate(settings: AnyOptimizer, updates: int) -> optax.Schedule:
+def learning_rate(settings: Optimizer | SGD, updates: int) -> optax.Schedule:
     """Rate as a function of the number of updates done; `updates` is the number in the whole run."""
     peak = settings.learning_rate
     rest = max(updates - settings.warmup, 1)
@@ -97,10 +147,48 @@ def learning_rate(settings: AnyOptimizer, updates: int) -> optax.Schedule:
     return optax.join_schedules([rise, main], [settings.warmup])
 
 
-def build(settings: AnyOptimizer, updates: int) -> optax.GradientTransformation:
-    """The transformation for a run of `updates` optimiser updates."""
+def build(settings: AnyOptimizer, updates: int, *, critic: bool | None = None) -> optax.GradientTransformation:
+    """The transformation for a run of `updates` optimiser updates. ValueError for a method that is none.
+
+    `critic` None is for parameters without a critic. With one it says whether the objective teaches it: a critic that
+    nobody teaches stays as it is, whatever the weight decay.
+    """
+    if isinstance(settings, TrustRegion):
+        raise ValueError("optimizer: got TrustRegion, allowed Optimizer, SGD: its step is no function of the gradient")
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
-    return _promoting(optax.chain(clip, settings.rule(learning_rate(settings, updates))))
+    rule = settings.rule(learning_rate(settings, updates))
+    if critic is None:
+        return _promoting(optax.chain(clip, rule))
+    return _promoting(optax.chain(_apart(clip), rule, _roles(settings, taught=critic)))
+
+
+def _apart(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, which keeps no state, on the critic and on all other parameters, each by themselves."""
+
+    def update(updates: Any, state: optax.OptState, params: optax.Params | None = None) -> tuple:
+        del params
+        policy: Any = inner.update(without_critic(updates), state)[0]
+        return {**policy, CRITIC: inner.update(updates[CRITIC], state)[0]}, state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _roles(settings: AnyOptimizer, *, taught: bool) -> optax.GradientTransformation:
+    """Steps of the critic times its rate, or 0 where it is not `taught`; steps of the policy 0 while that waits."""
+    rate, wait = (settings.critic_rate, settings.critic_warmup) if taught else (0.0, 0)
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: optax.ScaleByScheduleState, params: optax.Params | None = None) -> tuple:
+        del params
+        moves = state.count >= wait
+        policy = jax.tree.map(lambda step: jnp.where(moves, step, jnp.zeros_like(step)), without_critic(updates))
+        critic = jax.tree.map(lambda step: step * rate, updates[CRITIC])
+        return {**policy, CRITIC: critic}, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:

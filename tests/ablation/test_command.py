@@ -57,11 +57,17 @@ def test_all_variants_take_part_and_experiment_where_it_is_named():
         ({"EXPECTED": (("a", "clipped", 0.1),)}, {}, "EXPECTED: got"),
         ({"EXPECTED": (("c", "clipped", 0.1, 0.2),)}, {}, "EXPECTED: got 'c' and 'clipped'"),
         ({"EXPECTED": (("a", "speed", 0.1, 0.2),)}, {}, "allowed are the variants a, b, EXPERIMENT"),
+        ({"EXPECTED": (("*", "rise", 0.1, 0.2, "why", 3),)}, {}, "perhaps with a reason behind"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(names: dict, flags: dict, words: str):
     with pytest.raises(ValueError, match=words):
         command.planned(FILE, module(**names), **flags)
+
+
+def test_expectations_hold_for_a_variant_or_for_every_one():
+    rows = (("*", "skipped", 0, 0), ("b", "rise", 0.05, 1.0, "it learns"))
+    assert command.planned(FILE, module(EXPECTED=rows)).expected == ((*rows[0], ""), rows[1])
 
 
 @pytest.fixture

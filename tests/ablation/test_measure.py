@@ -54,6 +54,22 @@ def test_the_measures_of_a_run_by_hand(tmp_path: Path):
     assert (found["seconds"], found["cpu_seconds"]) == (6.0, 8.0)
 
 
+def test_the_held_out_reward_and_what_was_not_finite_by_hand(tmp_path: Path):
+    rows = [
+        {"phase": "warm_start", "step": 9, "accuracy/heldout": 0.25, "format/heldout": 0.5, "loss": math.nan},
+        step(1, skipped=1),
+        step(2, skipped=0, **{"accuracy/heldout": 0.5, "format/heldout": 0.5}),
+        step(3, skipped=2, loss=math.inf, grad_norm=math.nan),
+        step(4, skipped=0, **{"accuracy/heldout": 0.75, "format/heldout": 1.0}),
+    ]
+    found = numbers(run_of(tmp_path / "run", rows, []), {"accuracy": 1.0, "format": 0.5})
+    assert (found["start"], found["first"], found["end"]) == (0.25 + 0.25, 0.5 + 0.25, 0.75 + 0.5)
+    assert (found["first_rise"], found["rise"]) == (0.25, 0.75)
+    assert (found["skipped"], found["nonfinite"]) == (3.0, 2.0)  # of GRPO steps alone
+    other = numbers(tmp_path / "run", {"accuracy": 1.0, "own": 1.0})  # a reward that was not evaluated
+    assert math.isnan(other["rise"]) and math.isnan(numbers(tmp_path / "run")["start"])
+
+
 def test_what_a_run_does_not_have_is_no_number(tmp_path: Path):
     cold = [{"phase": "grpo", "step": 0, "accuracy/heldout": 0.125}, step(1, **{"clip/high": 0.25})]
     found = numbers(run_of(tmp_path / "cold", cold, []))

@@ -1,19 +1,20 @@
 """Cells, settings that differ, failures and expectations; the same in Markdown and for a terminal."""
 
 import dataclasses
+import math
 
 import pytest
 
 from grpo_jax.ablation import tables
 from grpo_jax.ablation.coincide import Claim
-from grpo_jax.ablation.measure import OUTCOMES, TIMES, TRAINING
+from grpo_jax.ablation.measure import CLAIMED, OUTCOMES, TIMES
 from grpo_jax.ablation.student import Interval
-from grpo_jax.ablation.tables import Section, said
+from grpo_jax.ablation.tables import Expectation, Section, said
 from grpo_jax.objectives import dr_grpo, grpo
 from grpo_jax.updates import SGD, Optimizer
 from tests.system.small_run import PLAIN
 
-NAMES = [measure.name for measure in (*OUTCOMES, *TRAINING, *TIMES)]
+NAMES = [measure.name for measure in (*CLAIMED, *TIMES)]
 
 
 def a_run(value: float, **others: float) -> dict[str, float]:
@@ -96,12 +97,34 @@ def test_what_diverged_stands_with_its_sentence():
 
 
 def test_a_mean_outside_of_what_is_expected_is_said():
-    section, wrong = tables.expected((("a", "clipped", 0.02, 0.2), ("b", "reward", 0.5, 1.0)), FOUND)
-    assert section is not None
+    claims = (Expectation("a", "clipped", 0.02, 0.2), Expectation("b", "reward", 0.5, 1.0))
+    section, wrong = tables.expected(claims, FOUND)
+    assert section is not None and len(section.head) == 4
     assert section.rows[0] == ("a: clipped %", "2.0 to 20.0", "62.5 ± 158.8", "no")
     assert section.rows[1][-1] == "yes"
     assert wrong == ["a: clipped is 62.5 ± 158.8 %, expected 2.0 to 20.0 %"]
-    assert tables.expected((("c", "clipped", 0.0, 1.0),), FOUND) == (None, [])
+    assert tables.expected((Expectation("c", "clipped", 0.0, 1.0),), FOUND) == (None, [])
+
+
+def test_an_expectation_may_be_open_hold_for_every_variant_and_have_a_reason():
+    found = {"a": {0: a_run(0.0, rise=0.25, skipped=0.0)}, "b": {0: a_run(0.0, rise=0.01, skipped=2.0)}}
+    claims = (
+        Expectation("*", "skipped", 0.0, 0.0),
+        Expectation("a", "rise", 0.05, math.inf),
+        Expectation("b", "rise", -math.inf, 0.05, "small steps"),
+        Expectation("b", "rise", 0.02, math.inf),
+        Expectation("b", "skipped", -math.inf, math.inf),
+    )
+    section, wrong = tables.expected(claims, found)
+    assert section is not None and section.head[-1] == "why"
+    assert section.rows == (
+        ("every variant: skipped", "0", "0 to 2", "no", ""),
+        ("a: rise", "at least 0.05", "0.25", "yes", ""),
+        ("b: rise", "at most 0.05", "0.01", "yes", "small steps"),
+        ("b: rise", "at least 0.02", "0.01", "no", ""),
+        ("b: skipped", "any", "2", "yes", ""),
+    )
+    assert wrong == ["b: skipped is 2, expected 0", "b: rise is 0.01, expected at least 0.02"]
 
 
 SECTION = Section("Title", ("Words \x1b[31m.",), ("variant", "x"), (("a|b", "1"), ("c", "-0.5 ± 1")))

@@ -325,8 +325,8 @@ def plain_divergence(params, reference, rollouts, temperature):
 def test_what_it_cannot_do_is_refused(params):
     rollouts = rollouts_of()
     ask = functools.partial(models.logprobs, params, BASE, rollouts)
-    with pytest.raises(ValueError, match=r"want has value, .* allowed are entropy, hidden, kl_full, sum_pi_squared"):
-        ask(temperature=1.0, want=("value",))
+    with pytest.raises(ValueError, match=r"want has worth, .* entropy, hidden, kl_full, sum_pi_squared, value"):
+        ask(temperature=1.0, want=("worth",))
     with pytest.raises(ValueError, match="want has kl_full but reference is None"):
         ask(temperature=1.0, want=("kl_full",))
     with pytest.raises(ValueError, match="temperature is 0"):

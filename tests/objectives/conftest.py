@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import objectives as o
+from grpo_jax.advantages import critic_targets
 from grpo_jax.types import Batch, Collected, Prompts, Reward, Rollouts, TokenStats
 
 LENGTHS = (5, 3, 1, 6, 0, 2, 4, 6, 3)
@@ -33,6 +34,8 @@ def draw(seed: int = 0, lengths: tuple = LENGTHS, prompt: tuple = PROMPT, width:
     # The sampler is next to the old policy on every other row and far from it on the rest: some rows are rejected.
     near = np.where(np.arange(rows) % 2 == 0, 1e-4, 0.4)[:, None]
     arrays["behavior"] = arrays["logp_old"] + near * rng.normal(0, 1.0, (rows, width))
+    critic = np.random.default_rng(seed + 100)
+    arrays["value"], arrays["value_old"] = critic.normal(0, 0.7, (2, rows, width))
     arrays = {name: np.where(mask, x, np.nan).astype(np.float32) for name, x in arrays.items()}
     return arrays | {
         "mask": mask,
@@ -61,9 +64,11 @@ def records(arrays: Mapping, prompts: int = 4) -> tuple[TokenStats, Collected]:
         version=jnp.zeros(rows, jnp.int32),
     )
     reward = Reward(outcome=arrays["reward"], valid=arrays["valid"])
-    collected = Collected(rollouts=rollouts, reward=reward, logp_old=arrays["logp_old"], logp_ref=arrays["logp_ref"])
+    seen = {name: arrays[name] for name in ("logp_old", "logp_ref", "value_old")}
+    stats = TokenStats(**{name: arrays[name] for name in ("logp", "entropy", "value")})
     # Any number that is not negative may stand for the divergence: no law knows where it comes from.
-    return TokenStats(logp=arrays["logp"], entropy=arrays["entropy"], kl_full=arrays["entropy"]), collected
+    stats = dataclasses.replace(stats, kl_full=arrays["entropy"])
+    return stats, Collected(rollouts=rollouts, reward=reward, **seen)
 
 
 def batch_of(collected: Collected, recipe: o.Recipe, stats: TokenStats | None = None) -> Batch:
@@ -88,6 +93,8 @@ def batch_of(collected: Collected, recipe: o.Recipe, stats: TokenStats | None = 
         group=labels,
         reward=reward,
         logp_ref=collected.logp_ref,
+        returns=critic_targets(recipe.advantage, collected, labels),
+        value_old=collected.value_old,
         coef=o.initial_values(recipe.coefficients),
     )
     batch = dataclasses.replace(batch, weight=o.weights(recipe.parts, batch))

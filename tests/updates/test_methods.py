@@ -40,7 +40,7 @@ def test_a_method_of_its_own_is_found_by_its_settings(monkeypatch: pytest.Monkey
 
 
 def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match="optimizer: got Nothing, allowed Optimizer, SGD"):
+    with pytest.raises(ValueError, match="optimizer: got Nothing, allowed Optimizer, SGD, TrustRegion"):
         updates.begin({}, SETTINGS)
 
 

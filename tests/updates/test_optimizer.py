@@ -1,11 +1,13 @@
 """The rate over a run and the first steps of the optimiser, by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.updates import SGD, AnyOptimizer, Optimizer, build, learning_rate
+from grpo_jax.updates import SGD, AnyOptimizer, Optimizer, TrustRegion, build, learning_rate
 
 
 def rates(settings: Optimizer, updates: int, at: list[int]) -> list[float]:
@@ -127,3 +129,68 @@ def test_a_setting_out_of_range_is_refused(change, words):
 def test_a_setting_of_gradient_descent_out_of_range_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         SGD(**change)
+
+
+POLICY, CRITIC = {"w": jnp.asarray([3.0, -1.0])}, {"weight": jnp.asarray([2.0, 0.5, 1.0]), "bias": jnp.asarray(1.0)}
+BOTH = {**POLICY, "critic": CRITIC}
+DECAYING = Optimizer(learning_rate=0.1, warmup=1, schedule="linear", weight_decay=0.5, clip_norm=1.0)
+
+
+def walk(settings: AnyOptimizer, params: dict, *, critic: bool | None, steps: int = 3) -> list[dict]:
+    """Parameters before and after every step along gradients that differ from step to step."""
+    optimizer, path = build(settings, 5, critic=critic), [params]
+    state = optimizer.init(params)
+    for number in range(steps):
+        gradient = jax.tree.map(lambda x, n=number: x * (1.0 + n), path[-1])
+        step, state = optimizer.update(gradient, state, path[-1])
+        path.append(jax.tree.map(jnp.add, path[-1], step))
+    return path
+
+
+@pytest.mark.parametrize("settings", [DECAYING, SGD(learning_rate=0.1, momentum=0.5)], ids=["adam", "sgd"])
+def test_policy_and_critic_learn_as_by_two_optimisers(settings: Optimizer | SGD):
+    together = walk(dataclasses.replace(settings, critic_rate=3.0), BOTH, critic=True)
+    policy = walk(settings, POLICY, critic=None)
+    critic = walk(dataclasses.replace(settings, learning_rate=3.0 * settings.learning_rate), CRITIC, critic=None)
+    expected = [{**a, "critic": b} for a, b in zip(policy, critic, strict=True)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, expected)
+
+
+def test_the_policy_waits_for_the_critic():
+    waiting = walk(dataclasses.replace(DECAYING, critic_warmup=2), BOTH, critic=True)
+    for late, params in enumerate(waiting[:3]):
+        np.testing.assert_array_equal(params["w"], POLICY["w"])
+        assert late == 0 or np.all(np.asarray(params["critic"]["weight"]) != CRITIC["weight"])
+    assert np.all(np.asarray(waiting[3]["w"]) != POLICY["w"])
+    alone = walk(DECAYING, CRITIC, critic=None)
+    np.testing.assert_allclose(waiting[3]["critic"]["weight"], alone[3]["weight"], rtol=1e-6)
+
+
+def test_a_critic_that_nobody_teaches_does_not_decay():
+    resting = walk(dataclasses.replace(DECAYING, critic_warmup=9), BOTH, critic=False)
+    jax.tree.map(np.testing.assert_array_equal, resting[3]["critic"], CRITIC)
+    np.testing.assert_allclose(resting[3]["w"], walk(DECAYING, POLICY, critic=None)[3]["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"delta": 0.0}, "optimizer.delta: got 0.0, allowed > 0"),
+        ({"delta": float("nan")}, "delta: got nan"),
+        ({"damping": -0.1}, "damping: got -0.1, allowed >= 0"),
+        ({"iterations": 0}, "iterations: got 0, allowed >= 1"),
+        ({"tolerance": 1.0}, "tolerance: got 1.0, allowed 0 <= tolerance < 1"),
+        ({"backtracks": -1}, "backtracks: got -1, allowed >= 0"),
+        ({"shrink": 1.0}, "shrink: got 1.0, allowed 0 < shrink < 1"),
+        ({"fisher_share": 0.0}, "fisher_share: got 0.0, allowed 0 < fisher_share <= 1"),
+        ({"fisher_share": 1.5}, "fisher_share: got 1.5"),
+    ],
+)
+def test_a_setting_of_a_trust_region_out_of_range_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        TrustRegion(**change)
+
+
+def test_a_trust_region_stands_for_no_transformation_of_gradients():
+    with pytest.raises(ValueError, match="got TrustRegion, allowed Optimizer, SGD"):
+        build(TrustRegion(), 10)

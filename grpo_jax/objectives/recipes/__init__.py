@@ -28,6 +28,7 @@ from grpo_jax.objectives.recipes.corrected import (
     tis,
     tis_sequence,
 )
+from grpo_jax.objectives.recipes.critic import ppo_critic
 from grpo_jax.objectives.recipes.penalized import (
     entropy_bonus,
     entropy_target,
@@ -77,6 +78,7 @@ __all__ = [
     "off_policy_masking",
     "positive_likelihood",
     "ppo_adaptive_kl",
+    "ppo_critic",
     "ppo_dual_clip",
     "ppo_group",
     "reinforce_baseline",
@@ -136,4 +138,5 @@ RECIPES: dict[str, Recipe] = {
     "top_entropy": top_entropy(),
     "luffy": luffy(),
     "positive_likelihood": positive_likelihood(),
+    "ppo_critic": ppo_critic(),
 }
