@@ -177,6 +177,24 @@ def test_the_gap_between_sampler_and_trainer():
     np.testing.assert_allclose(got["logp_gap/p99"], 2.96, rtol=1e-5)
 
 
+def test_what_a_critic_knows_by_hand(pair):
+    """Four tokens: values 0, 1, 1, 2 and targets 1, 1, 1, 3, whose variance is 3/4; differences 1, 0, 0, 1: 1/4."""
+    stats, batch = pair
+    assert metrics.value_metrics(batch) == {}
+    value_old = jnp.asarray([[0.0, 1.0, 1.0], [2.0, jnp.nan, jnp.nan]])
+    returns = jnp.asarray([[1.0, 1.0, 1.0], [3.0, jnp.nan, jnp.nan]])
+    batch = dataclasses.replace(batch, value_old=value_old, returns=returns)
+    expected = {"value/mean": 1.0, "returns/mean": 1.5, "value/explained_variance": 1 - (1 / 4) / (3 / 4)}
+    assert metrics.value_metrics(batch) == pytest.approx(expected)
+    flat = dataclasses.replace(batch, returns=jnp.ones_like(returns))
+    assert metrics.value_metrics(flat)["value/explained_variance"] == 0.0
+    # The critic has moved to 1, 1, 1, 2.5; the clip of 0.1 lets the first go to 0.1 and the last to 2.1.
+    stats = dataclasses.replace(stats, value=jnp.asarray([[1.0, 1.0, 1.0], [2.5, 0.0, 0.0]]))
+    loss = measured(o.ppo_critic(clip_value=0.1), stats, batch)["value/loss"]
+    np.testing.assert_allclose(loss, (0.9**2 + 0.9**2) / 2 / 4, rtol=1e-6)
+    assert "value/loss" not in measured(o.RECIPES["grpo"], stats, batch)
+
+
 def test_a_component_is_averaged_over_the_rows_that_have_it():
     nan = math.nan
     components = {"format": jnp.asarray([0.5, nan, 1.0, 9.0]), "never": jnp.full(4, nan)}
@@ -205,21 +223,3 @@ def test_the_divergence_behind_the_updates_by_hand(pair):
     np.testing.assert_allclose(
         got["kl/old_after"], sum(r - math.log(r) - 1 for r in (0.5, 1.0, 2.0, 1.25)) / 4, rtol=1e-5
     )
-
-
-def test_what_a_critic_knows_by_hand(pair):
-    """Four tokens: values 0, 1, 1, 2 and targets 1, 1, 1, 3, whose variance is 3/4; differences 1, 0, 0, 1: 1/4."""
-    stats, batch = pair
-    assert metrics.value_metrics(batch) == {}
-    value_old = jnp.asarray([[0.0, 1.0, 1.0], [2.0, jnp.nan, jnp.nan]])
-    returns = jnp.asarray([[1.0, 1.0, 1.0], [3.0, jnp.nan, jnp.nan]])
-    batch = dataclasses.replace(batch, value_old=value_old, returns=returns)
-    expected = {"value/mean": 1.0, "returns/mean": 1.5, "value/explained_variance": 1 - (1 / 4) / (3 / 4)}
-    assert metrics.value_metrics(batch) == pytest.approx(expected)
-    flat = dataclasses.replace(batch, returns=jnp.ones_like(returns))
-    assert metrics.value_metrics(flat)["value/explained_variance"] == 0.0
-    # The critic has moved to 1, 1, 1, 2.5; the clip of 0.1 lets the first go to 0.1 and the last to 2.1.
-    stats = dataclasses.replace(stats, value=jnp.asarray([[1.0, 1.0, 1.0], [2.5, 0.0, 0.0]]))
-    loss = measured(o.ppo_critic(clip_value=0.1), stats, batch)["value/loss"]
-    np.testing.assert_allclose(loss, (0.9**2 + 0.9**2) / 2 / 4, rtol=1e-6)
-    assert "value/loss" not in measured(o.RECIPES["grpo"], stats, batch)

@@ -117,6 +117,7 @@ def rounds(
     levels = batches.has_levels(batch)
     order = _order(settings, batch.rollouts.prompts.length.shape[0], key)
     weight = metrics.diagnostic_weight(batch) * settings.minibatches
+    newest = jnp.max(batch.rollouts.version)
 
     def one(state: TrainState, xs: tuple[Array, Array]) -> tuple[TrainState, tuple]:
         index, step_key = xs
@@ -125,7 +126,9 @@ def rounds(
         piece, logp = _accumulate(state.params, mini, settings, weight, levels, score)
         state, extra = move(state, piece, mini)
         gap = jnp.abs(mini.rollouts.logp_full - logp)
-        sampled = mini.rollouts.mask & mini.reward.valid[:, :, None]  # also rows that the grouping dropped
+        # Also rows that the grouping dropped, but none that earlier parameters sampled: there the two differ.
+        fresh = mini.reward.valid & (mini.rollouts.version == newest)
+        sampled = mini.rollouts.mask & fresh[:, :, None]
         return state, ({**piece.sums, **extra, "loss": piece.loss}, gap, sampled)
 
     keys = jax.random.split(jax.random.fold_in(key, 1), order.shape[0])

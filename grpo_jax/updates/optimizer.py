@@ -76,17 +76,22 @@ class SGD:
 class TrustRegion:
     """A natural gradient whose length a divergence decides and a line search proves: TRPO, no learning rate.
 
-    `delta` bounds the mean over tokens of KL(old || new), in nats. The direction is what at most `iterations` conjugate
-    gradients find, fewer when their residual falls below `tolerance` times the gradient; `damping` is added to the
-    curvature, whose scale is that of a mean over tokens, and keeps directions that the policy hardly depends on from
-    becoming long. The line search tries the whole step, then `shrink` of it and so on, `backtracks` in all, and takes
-    the first that lowers the loss within `delta`; with `backtracks` 0 it is left out and the whole step is taken: the
-    natural gradient (Kakade 2001), whose divergence is `delta` only to second order. `fisher_share` is the share of the
-    prompts that the curvature is computed from, which most of the time goes into; loss and divergence of the line
-    search are always of all of them. Source: Schulman et al., arXiv 1502.05477, appendix C.
+    `delta` bounds the mean over tokens of KL(old || new), in nats. Over the updates of a run it falls along a line to
+    ``final * delta``: steps go to the border however small the gradient, and that of a policy which hardly errs is
+    mostly chance.
+
+    The direction is what at most `iterations` conjugate gradients find, fewer when their residual falls below
+    `tolerance` times the gradient. `damping` is added to the curvature, whose scale is that of a mean over tokens, and
+    keeps directions that the policy hardly depends on from becoming long. The line search tries the whole step, then
+    `shrink` of it and so on, `backtracks` in all, and takes the first that lowers the loss within `delta`; with
+    `backtracks` 0 it is left out and the whole step is taken: the natural gradient (Kakade 2001), whose divergence is
+    `delta` only to second order. `fisher_share` is the share of the prompts that the curvature is computed from, which
+    is where the time goes; loss and divergence of the line search are always those of all prompts. Source: Schulman et
+    al., arXiv 1502.05477, appendix C.
     """
 
     delta: float = 0.01
+    final: float = 1.0
     damping: float = 0.1
     iterations: int = 10
     tolerance: float = 1e-3
@@ -97,6 +102,7 @@ class TrustRegion:
     def __post_init__(self) -> None:
         checks = (
             ("delta", self.delta > 0, "> 0 nats a token: set 0.01, the usual one"),
+            ("final", 0 <= self.final <= 1, "0 <= final <= 1: set 1 for a delta that stays"),
             ("damping", self.damping >= 0, ">= 0: set 0 to add nothing to the curvature"),
             ("iterations", self.iterations >= 1, ">= 1: set 10, the usual number"),
             ("tolerance", 0 <= self.tolerance < 1, "0 <= tolerance < 1: set 0 to spend all iterations"),

@@ -42,7 +42,7 @@ Trial = Callable[[Params], tuple[Array, Array]]
 class Counts(struct.PyTreeNode):
     """What a trust region keeps between updates (``TrainState.opt_state``)."""
 
-    updates: Array  # i32[], steps taken
+    done: Array  # i32[], updates so far, but for those that were skipped
     rollbacks: Array  # i32[], steps of which the line search accepted no part
 
 
@@ -56,9 +56,9 @@ class _Search(NamedTuple):
 
 
 def begin(params: Params, settings: Gradient) -> Counts:
-    """Counts of a method that keeps nothing else: every update begins anew."""
+    """Counts, which is all that the method keeps: every update begins anew."""
     del params, settings
-    return Counts(updates=jnp.zeros((), jnp.int32), rollbacks=jnp.zeros((), jnp.int32))
+    return Counts(done=jnp.zeros((), jnp.int32), rollbacks=jnp.zeros((), jnp.int32))
 
 
 def update(
@@ -78,10 +78,12 @@ def update(
     update sets back to 0.
 
     Metrics beside those of `gradient.update`, which describe the policy before the step: ``trust/kl``, D of the step
-    taken, nats; ``trust/improvement`` of the loss by it, and ``trust/expected_improvement``, ``-g^T s`` of the whole
-    step; ``trust/step_fraction``, the part of it that was taken; ``trust/accepted``, the share of updates that took
-    one; ``trust/cg_residual``, ``|g - (F + damping) x| / |g|``; ``trust/cg_products`` computed; ``trust/rollbacks``
-    so far. Raises ValueError when ``settings.optimizer`` is no `TrustRegion`.
+    taken, nats, and ``trust/delta``, its bound; ``trust/improvement`` of the loss by it, and
+    ``trust/expected_improvement``, ``-g^T s`` of the whole step; ``trust/step_fraction``, the part of it that was
+    taken; ``trust/accepted``, the share of updates that took one; ``trust/cg_residual``,
+    ``|g - (F + damping) x| / |g|``; ``trust/cg_products`` computed; ``trust/rollbacks`` so far.
+
+    Raises ValueError when ``settings.optimizer`` is no `TrustRegion`.
     """
     region = settings.optimizer
     if not isinstance(region, TrustRegion):
@@ -110,14 +112,22 @@ def _move(state: TrainState, piece: Piece, mini: Batch, *, view: _View) -> tuple
     """One step on a minibatch of which `piece` is loss and gradient."""
     old, region = state.params, view.region
     trial = partial(_trial, old=old, mini=mini, view=view)
-    params, finite, extra = step(old, piece.loss, piece.gradient, _curvature(old, mini, view), trial, region)
-    accepted = (extra["trust/accepted"] > 0).astype(jnp.int32)
+    delta = radius(region, state.opt_state.done, view.settings.updates).astype(piece.loss.dtype)
+    curved = _curvature(old, mini, view)
+    params, finite, extra = step(old, piece.loss, piece.gradient, curved, trial, region=region, delta=delta)
+    back = finite & (extra["trust/accepted"] == 0)
     counts = Counts(
-        updates=state.opt_state.updates + accepted,
-        rollbacks=state.opt_state.rollbacks + finite.astype(jnp.int32) * (1 - accepted),
+        done=state.opt_state.done + finite.astype(jnp.int32),
+        rollbacks=state.opt_state.rollbacks + back.astype(jnp.int32),
     )
     state = state.replace(params=params, opt_state=counts, skipped=jnp.where(finite, 0, state.skipped + 1))
-    return state, {**extra, "skipped": (~finite).astype(jnp.int32)}
+    return state, {**extra, "trust/delta": delta, "skipped": (~finite).astype(jnp.int32)}
+
+
+def radius(region: TrustRegion, done: Array, updates: int) -> Array:
+    """The bound on the divergence after `done` i32[] of the `updates` of a run, f32[]: a line that ends at `final`."""
+    part = jnp.minimum(done.astype(jnp.float32) / max(updates, 1), 1)
+    return region.delta * (1 - (1 - region.final) * part)
 
 
 def step(
@@ -126,13 +136,16 @@ def step(
     slope: Params,
     product: Callable[[Params], Params],
     trial: Trial,
+    *,
     region: TrustRegion,
+    delta: Array,
 ) -> tuple[Params, Array, dict[str, Array]]:
     """The step of the module's docstring from `params`: new parameters, bool[] whether all was finite, and metrics.
 
     `loss` f32[] and its gradient `slope` are those at `params`, `product` is ``v -> F v`` on trees with the dtypes of
-    the parameters, and `trial` tells loss and divergence at other parameters. A constant factor of the loss changes no
-    step; neither does a linear change of coordinates, as far as conjugate gradients converged and without damping.
+    the parameters, `trial` tells loss and divergence at other parameters, and `delta` f32[] is the border. A constant
+    factor of the loss changes no step; neither does a linear change of coordinates, where conjugate gradients converge
+    and nothing damps them.
     """
     wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), slope)
 
@@ -143,10 +156,10 @@ def step(
     found = solve(damped, wide, iterations=region.iterations, tolerance=region.tolerance)
     still = found.quadratic <= 0  # no gradient, or none that rounding leaves; nan goes on
     one = jnp.ones_like(found.quadratic)
-    length = jnp.where(still, 0, jnp.sqrt(2 * region.delta / jnp.where(still, one, found.quadratic)))
+    length = jnp.where(still, 0, jnp.sqrt(2 * delta / jnp.where(still, one, found.quadratic)))
     norm = global_norm(slope)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(length * global_norm(found.x))
-    end = _search(params, found.x, -length, loss, trial, region, finite)
+    end = _search(params, found.x, -length, loss, trial, region=region, delta=jnp.where(finite, delta, -1))
     if region.backtracks == 0:
         finite &= end.accepted
     taken = {"kl": end.kl, "improvement": loss - end.loss, "step_fraction": end.fraction}
@@ -166,9 +179,9 @@ def step(
 
 
 def _search(
-    params: Params, x: Params, length: Array, loss: Array, trial: Trial, region: TrustRegion, finite: Array
+    params: Params, x: Params, length: Array, loss: Array, trial: Trial, *, region: TrustRegion, delta: Array
 ) -> _Search:
-    """The longest of the steps ``shrink^k length x``, k = 0, 1, ..., that is acceptable; none where not `finite`.
+    """The longest of the steps ``shrink^k length x``, k = 0, 1, ..., that is acceptable; none for a negative `delta`.
 
     Without backtracking the first one is taken as it is, if it leads to finite numbers.
     """
@@ -184,11 +197,11 @@ def _search(
         new_loss, kl = trial(moved)
         accepted = jnp.isfinite(new_loss) & jnp.isfinite(kl)
         if region.backtracks:
-            accepted &= (new_loss < loss) & (kl <= region.delta)
+            accepted &= (new_loss < loss) & (kl <= delta)
         return _Search(now.tried + 1, accepted, fraction, moved, new_loss, kl)
 
     nothing = jnp.zeros_like(loss)
-    tried = jnp.where(finite, 0, limit).astype(jnp.int32)
+    tried = jnp.where(delta < 0, limit, 0).astype(jnp.int32)
     start = _Search(tried, jnp.zeros((), bool), nothing, params, nothing, nothing)
     return jax.lax.while_loop(unfinished, attempt, start)
 

@@ -288,8 +288,8 @@ CORRECTED = "tis tis_sequence icepop mis_sequence geometric_mask rejection decou
 
 def test_a_recipe_says_what_it_reads():
     reads = dict.fromkeys(REFERENCE.split(), ("logp_ref",)) | dict.fromkeys(ENTROPY.split(), ("entropy",))
-    reads |= dict.fromkeys(CORRECTED.split(), ("logp_old",))
-    reads |= {"grpo_exact_kl": ("kl_full",), "ppo_critic": ("value",)}
+    reads["ppo_critic"] = ("value",)
+    reads |= dict.fromkeys(CORRECTED.split(), ("logp_old",)) | {"grpo_exact_kl": ("kl_full",)}
     assert {name: o.wants(recipe) for name, recipe in o.RECIPES.items()} == dict.fromkeys(o.RECIPES, ()) | reads
     assert o.wants(o.grpo(beta=0.0)) == o.wants(o.off_policy_masking(beta=0.0)) == ()
     bonus = o.Part(o.token_mean, o.scale(o.negative_entropy, by=0.01))

@@ -177,6 +177,7 @@ def test_a_critic_that_nobody_teaches_does_not_decay():
     [
         ({"delta": 0.0}, "optimizer.delta: got 0.0, allowed > 0"),
         ({"delta": float("nan")}, "delta: got nan"),
+        ({"final": 1.1}, "final: got 1.1, allowed 0 <= final <= 1"),
         ({"damping": -0.1}, "damping: got -0.1, allowed >= 0"),
         ({"iterations": 0}, "iterations: got 0, allowed >= 1"),
         ({"tolerance": 1.0}, "tolerance: got 1.0, allowed 0 <= tolerance < 1"),

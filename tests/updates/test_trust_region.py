@@ -12,7 +12,7 @@ from grpo_jax.objectives import Part, Recipe, token_mean, unclipped
 from grpo_jax.sharding import make_mesh, place_rows
 from grpo_jax.types import Array, Batch, Metrics, Params, TrainState
 from grpo_jax.updates import Gradient, Optimizer, TrustRegion, trust_region
-from grpo_jax.updates.trust_region import chosen, pieces, step
+from grpo_jax.updates.trust_region import chosen, pieces, radius, step
 from tests.laws import dense, tiny
 from tests.laws.tiny import G, P
 
@@ -26,6 +26,7 @@ LOGITS = np.array([0.3, -0.8, 0.1, 0.4])
 PROBABILITY = np.exp(LOGITS) / np.exp(LOGITS).sum()
 CENTRED = REWARD - PROBABILITY @ REWARD
 VARIANCE = PROBABILITY @ CENTRED**2
+DELTA = jnp.float32(0.01)
 EXACT = TrustRegion(delta=0.01, damping=0.0, tolerance=0.0, iterations=4, backtracks=1)
 
 
@@ -49,7 +50,7 @@ def bandit(region: TrustRegion, *, stretch: float = 1.0, sign: float = 1.0):
     @jax.jit
     def run() -> tuple[Params, Array, Metrics]:
         value, slope = jax.value_and_grad(loss)(start)
-        return step(start, value, slope, product, lambda x: (loss(x), divergence(x)), region)
+        return step(start, value, slope, product, lambda x: (loss(x), divergence(x)), region=region, delta=DELTA)
 
     found, finite, metrics = run()
     return np.asarray(policy(found)), bool(finite), jax.device_get(metrics)
@@ -116,10 +117,11 @@ START = {"w": jnp.asarray([1.0, -2.0], jnp.float32)}
 SLOPE = {"w": jnp.asarray([0.6, 0.8], jnp.float32)}  # of norm 1: the step to the border of 2 delta = 0.02 is sqrt(0.02)
 
 
-def search(trial, loss: float = 1.0, product=None, slope: Params = SLOPE, **changes):
+def search(trial, loss: float = 1.0, product=None, slope: Params = SLOPE, delta: float = 0.01):
     """One step with the curvature 1 in every direction."""
-    region = dataclasses.replace(EXACT, backtracks=4, **changes)
-    found, finite, metrics = step(START, jnp.float32(loss), slope, product or (lambda v: v), trial, region)
+    region = dataclasses.replace(EXACT, backtracks=4)
+    given = (START, jnp.float32(loss), slope, product or (lambda v: v), trial)
+    found, finite, metrics = step(*given, region=region, delta=jnp.float32(delta))
     return np.asarray(found["w"]), bool(finite), jax.device_get(metrics)
 
 
@@ -175,9 +177,8 @@ def test_what_is_not_finite_moves_nothing(case):
 
 def test_a_natural_gradient_into_what_is_not_finite_is_refused():
     region = dataclasses.replace(EXACT, backtracks=0)
-    found, finite, _ = step(
-        START, jnp.float32(1), SLOPE, lambda v: v, lambda x: (reached(x) * jnp.nan, reached(x)), region
-    )
+    given = (START, jnp.float32(1), SLOPE, lambda v: v, lambda x: (reached(x) * jnp.nan, reached(x)))
+    found, finite, _ = step(*given, region=region, delta=DELTA)
     np.testing.assert_array_equal(found["w"], START["w"])
     assert not finite
 
@@ -186,6 +187,13 @@ def test_without_a_gradient_nothing_happens():
     found, finite, metrics = search(good, slope=jax.tree.map(jnp.zeros_like, SLOPE), delta=0.01)
     np.testing.assert_array_equal(found, START["w"])
     assert finite and metrics["trust/expected_improvement"] == 0
+
+
+def test_the_border_falls_along_a_line():
+    region = TrustRegion(delta=0.02, final=0.25)
+    found = [float(radius(region, jnp.int32(done), 10)) for done in (0, 5, 10, 12)]
+    np.testing.assert_allclose(found, [0.02, 0.0125, 0.005, 0.005], rtol=1e-6)  # 0.02 (1 - 0.75 / 2) in the middle
+    assert float(radius(TrustRegion(delta=0.02), jnp.int32(7), 10)) == np.float32(0.02)
 
 
 # Which prompts the curvature is computed from
@@ -299,7 +307,7 @@ def check_step(state: TrainState, metrics: Metrics, batch: Batch, said: dense.To
 def test_the_step_is_that_of_dense_linear_algebra(whole, start, batch, said):
     state, metrics = whole(start, batch)
     check_step(state, metrics, batch, said, list(range(P)))
-    assert state.opt_state.updates == 1 and state.opt_state.rollbacks == 0
+    assert state.opt_state.done == 1 and state.opt_state.rollbacks == 0
 
 
 def test_splits_and_half_of_the_prompts_give_the_step_of_these_prompts(start, batch, said):
@@ -331,9 +339,9 @@ def test_a_surrogate_that_cannot_fall_is_taken_back_and_counted(whole, start, ba
     state, metrics = whole(start, flat)
     np.testing.assert_array_equal(dense.flat(state.params), dense.flat(PARAMS))
     assert metrics["trust/accepted"] == 0 and metrics["trust/kl"] == 0 and metrics["trust/rollbacks"] == 1
-    assert metrics["skipped"] == 0 and state.opt_state.updates == 0
+    assert metrics["skipped"] == 0 and state.skipped == 0
     again, metrics = whole(state, batch)
-    assert metrics["trust/accepted"] == 1 and metrics["trust/rollbacks"] == 1 and again.opt_state.updates == 1
+    assert metrics["trust/accepted"] == 1 and metrics["trust/rollbacks"] == 1 and again.opt_state.done == 2
 
 
 def test_what_is_not_finite_is_skipped_until_something_is(whole, start, batch):
@@ -341,7 +349,8 @@ def test_what_is_not_finite_is_skipped_until_something_is(whole, start, batch):
     bad = batch.replace(advantage=batch.advantage.at[row, 0].set(jnp.nan))
     state, metrics = whole(start, bad)
     np.testing.assert_array_equal(dense.flat(state.params), dense.flat(PARAMS))
-    assert metrics["skipped"] == 1 and metrics["skipped/consecutive"] == 1 and metrics["trust/rollbacks"] == 0
+    assert metrics["skipped"] == 1 and metrics["skipped/consecutive"] == 1
+    assert metrics["trust/rollbacks"] == 0 and state.opt_state.done == 0
     state, metrics = whole(state, bad)
     assert state.skipped == 2
     state, metrics = whole(state, batch)
@@ -375,6 +384,7 @@ def test_on_a_mesh_the_step_is_that_of_one_device(start, batch, said):
 def test_every_minibatch_is_a_step_of_its_own(start, batch):
     change = settings(NEAR, epochs=2, minibatches=2, updates=4)
     state, metrics = program(change)(start, batch)
-    assert state.opt_state.updates + state.opt_state.rollbacks == 4
-    np.testing.assert_allclose(metrics["trust/accepted"] * 4, state.opt_state.updates)
+    assert state.opt_state.done == 4
+    np.testing.assert_allclose(metrics["trust/accepted"] * 4, 4 - state.opt_state.rollbacks)
+    np.testing.assert_allclose(metrics["trust/delta"], NEAR.delta, rtol=1e-6)
     assert 0 < metrics["trust/kl"] <= NEAR.delta
