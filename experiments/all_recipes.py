@@ -28,12 +28,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from grpo_jax import cli
-from grpo_jax.advantages import ADVANTAGES
+from grpo_jax.advantages import ADVANTAGES, group_standardized
 from grpo_jax.experiment import Evaluation, Experiment, Train
 from grpo_jax.groups import by_prompt
-from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, token_mean
+from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, ppo_critic, token_mean, unclipped, wants
 from grpo_jax.train import TokenReward
 from grpo_jax.types import Reward, Rollouts
+from grpo_jax.updates import TrustRegion
 
 _FILE = cli.load(Path(__file__).with_name("quickstart.py"))
 QUICKSTART: Experiment = _FILE.EXPERIMENT
@@ -47,7 +48,7 @@ class Row(NamedTuple):
     """What is expected of a variant on this task."""
 
     learns: bool = True
-    why: str = ""  # where it does not learn, or where its settings are not those of the others
+    why: str = ""  # always where it does not learn, and where something else is known of it
 
 
 ALONE = (
@@ -68,12 +69,27 @@ ALONE = (
 """Advantages that are in no recipe of the library."""
 LEFT_OUT = {
     "remax": "the reward of a greedy completion of every prompt, which is not sampled in training",
-    "gae": "a critic",
-    "gae_length_adaptive": "a critic",
     "role_baseline": "roles of a game: here all prompts are of one kind",
 }
 """Advantages that cannot be tried here, with what they need."""
-ROWS: dict[str, Row] = {name: Row() for name in (*RECIPES, *ALONE)}
+AGREED = "as ppo_clip: sampler and trainer hold the same parameters, so that the weights are 1"
+REMARKS = {
+    "ppo_dual_clip": "as ppo_clip: no ratio of a bad token comes near 3",
+    "grpo_two_sided": "as ppo_clip: no ratio of a bad token comes near 4",
+    **dict.fromkeys(("tis", "tis_sequence", "icepop", "mis_sequence", "decoupled_ppo"), AGREED),
+    **dict.fromkeys(("geometric_mask", "rejection"), AGREED),
+    "luffy": "as ppo_clip: nobody else's completions are in the batch",
+    "gspo": "its bounds stop every second row, so that it goes in small steps",
+    "gspo_token": "as gspo: all tokens of a row have one advantage",
+    "luspo": "as gspo: its bounds stop every second row",
+    "grpo_straight_through": "as grpo_k2: it has its gradient",
+    "trpo": "20 updates in all, one a step: the first evaluation stands behind 5",
+    "passk_max_minus_second": "one completion of a group at most has an advantage, and only if it alone is the best",
+}
+"""What is known beforehand of variants that learn."""
+UPDATES = ("ppo_vapo", "trpo")
+"""Variants with a setting of their own beside recipe: another critic, another kind of update."""
+ROWS: dict[str, Row] = {name: Row(why=REMARKS.get(name, "")) for name in (*RECIPES, *ALONE, *UPDATES)}
 
 
 def in_steps(rollouts: Rollouts, *, reward: TokenReward, thought: int) -> Reward:
@@ -103,13 +119,30 @@ EXPERIMENT = replace(
     evaluation=Evaluation(every=5, prompts=512, full_prompts=512, samples=4, show=1),
     saving=replace(QUICKSTART.saving, every=20),
 )
+
+
+def of_recipe(recipe: Recipe) -> Experiment:
+    """`EXPERIMENT` with a recipe, and with a value head on the policy's layers where the recipe reads values."""
+    model = replace(EXPERIMENT.model, critic="head") if "value" in wants(recipe) else EXPERIMENT.model
+    return replace(EXPERIMENT, recipe=recipe, model=model)
+
+
+SURROGATE = Recipe(parts=(Part(token_mean, unclipped),), advantage=group_standardized, grouping=by_prompt)
 VARIANTS = {
-    **{name: replace(EXPERIMENT, recipe=recipe) for name, recipe in RECIPES.items()},
-    **{name: replace(EXPERIMENT, recipe=of_advantage(name)) for name in ALONE},
+    **{name: of_recipe(recipe) for name, recipe in RECIPES.items()},
+    **{name: of_recipe(of_advantage(name)) for name in ALONE},
+    "ppo_vapo": of_recipe(ppo_critic(alpha=1.0)),
 }
-VARIANTS["process_supervision"] = replace(
-    VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
-)
+VARIANTS |= {
+    "process_supervision": replace(
+        VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
+    ),
+    "trpo": replace(
+        of_recipe(SURROGATE),
+        optimizer=TrustRegion(),
+        train=replace(EXPERIMENT.train, epochs=1, minibatches=1),
+    ),
+}
 SEEDS = (0, 1, 2)
 EXPECTED = (
     ("*", "nonfinite", 0, 0),

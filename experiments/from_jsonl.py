@@ -17,7 +17,8 @@ them only question and answer. The reward is a Python function of the decoded co
 for the format. The policy finds out that it pays to write down every step, and makes fewer slips in each.
 
 ``--variant by_category`` compares every completion with all those to questions of its category (``data.labels``,
-`groups.by_label`) and not with those to the same question.
+`groups.by_label`) and not with those to the same question. ``--variant by_difficulty`` draws the lines by how often
+they were solved (docs/dynamic_sampling.md).
 
 Accuracy on all 239 held-out questions, 4 samples each at temperature 1, with 95 % intervals; the whole process from a
 cold start on 2 cores of an AMD EPYC server (`benchmarks/from_jsonl.py`; ``--set seed=SEED``):
@@ -43,7 +44,7 @@ from functools import partial
 from pathlib import Path
 
 from grpo_jax import cli
-from grpo_jax.data import Jsonl
+from grpo_jax.data import Difficulty, Jsonl
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
 from grpo_jax.groups import by_label
 from grpo_jax.models import ModelConfig
@@ -91,6 +92,10 @@ VARIANTS = {
         name="from_jsonl-by-category",
         data=replace(DATA, labels=("category",)),
         recipe=replace(EXPERIMENT.recipe, grouping=partial(by_label, name="category")),
+    ),
+    # Lines are drawn by how often they were solved, most often those solved every other time.
+    "by_difficulty": replace(
+        EXPERIMENT, name="from_jsonl-by-difficulty", train=replace(EXPERIMENT.train, difficulty=Difficulty())
     ),
 }
 

@@ -6,7 +6,8 @@ All are left-to-right arithmetic modulo 10 (`grpo_jax/data/chain.py`) with one t
 numbers, differences among six, products among eight, and twelve numbers in a row. The longer a problem, the fewer of
 its demonstrations show the whole chain. `Mixture` draws a quarter from each. Every evaluation reports
 ``accuracy/heldout`` over all and ``accuracy/heldout[<category>]`` for each; the category is in the metadata that
-rewards see and in ``Prompts.label``, so a grouping can compare within categories (`groups.by_label`).
+rewards see and in ``Prompts.label``, so a grouping can compare within categories (`groups.by_label`). ``--variant
+by_difficulty`` draws the parts by how often their problems were solved (docs/dynamic_sampling.md).
 
 What to expect: the parts are learned at different times. Sums are solved within ten steps and teach nothing any more,
 differences and products follow, and the long chains have just begun to pay when the run ends. Measured with
@@ -21,8 +22,10 @@ supervised and 80 GRPO steps; 512 held-out problems of each, 4 samples at temper
     all            28.4 % (27.1 to 29.7)     65.5 % (63.8 to 67.2)
 """
 
+from dataclasses import replace
+
 from grpo_jax import cli
-from grpo_jax.data import Chain, Mixture
+from grpo_jax.data import Chain, Difficulty, Mixture
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import grpo
@@ -70,6 +73,13 @@ EXPERIMENT = Experiment(
     evaluation=Evaluation(every=10, prompts=512, full_prompts=2048, samples=4),
     saving=Saving(every=20, warm_every=500),
 )
+
+VARIANTS = {
+    # The parts are drawn by how often their problems were solved, and no longer a quarter each.
+    "by_difficulty": replace(
+        EXPERIMENT, name="mixed-by-difficulty", train=replace(EXPERIMENT.train, difficulty=Difficulty())
+    ),
+}
 
 if __name__ == "__main__":
     cli.main_for(__file__)

@@ -9,7 +9,8 @@ from hashlib import sha256
 from typing import Literal
 
 from grpo_jax import objectives, sanity
-from grpo_jax.data import Task
+from grpo_jax.data import Difficulty, Task
+from grpo_jax.dynamic import Dynamic
 from grpo_jax.models import ModelConfig
 from grpo_jax.objectives import Recipe
 from grpo_jax.rewards.text import TextRewards
@@ -32,6 +33,8 @@ class Train:
     chunk: int | None = None  # completion tokens whose logits exist at a time; None: chosen from the vocabulary
     gap_limit: float = 1e-3  # nats; a larger logp_gap/max stops the run: sampler and trainer disagree
     skip_limit: int = 5  # updates refused in a row before the run stops
+    dynamic: Dynamic | None = None  # sample rounds of prompts until enough groups are informative
+    difficulty: Difficulty | None = None  # draw prompts by how often they were solved
 
 
 @dataclass(frozen=True)
@@ -183,15 +186,20 @@ def _check_name(name: str) -> None:
         )
 
 
+def most_draws(train: Train) -> int:
+    """How many prompts GRPO draws at most."""
+    return train.steps * train.prompts * (1 if train.dynamic is None else train.dynamic.rounds)
+
+
 def _check_ranges(experiment: Experiment) -> None:
     train, evaluation, saving = experiment.train, experiment.evaluation, experiment.saving
-    draws, least = train.steps * train.prompts, evaluation.prompts
+    draws, least = most_draws(train), evaluation.prompts
     full = least if evaluation.full_prompts is None else evaluation.full_prompts
     checks: tuple[tuple[str, object, bool, str], ...] = (
         ("seed", experiment.seed, 0 <= experiment.seed < 2**31, "0 to 2^31 - 1"),
         ("train.steps", train.steps, train.steps >= 0, ">= 0"),
         ("train.prompts", train.prompts, train.prompts >= 1, ">= 1"),
-        ("train.steps * train.prompts", draws, draws < 2**31, "below 2^31"),
+        ("train.steps * train.prompts * rounds", draws, draws < 2**31, "below 2^31"),
         ("train.gap_limit", train.gap_limit, train.gap_limit > 0, "> 0"),
         ("train.skip_limit", train.skip_limit, train.skip_limit >= 1, ">= 1"),
         ("evaluation.every", evaluation.every, evaluation.every >= 1, ">= 1"),

@@ -20,11 +20,13 @@ from grpo_jax.objectives import (
     clip_shares,
     clipped_high,
     clipped_low,
+    difference,
     functions,
     k3,
     kl_exact,
     kl_penalty,
     log_ratio,
+    mismatch,
     needs,
     over_old,
     value_clip,
@@ -32,6 +34,9 @@ from grpo_jax.objectives import (
 )
 from grpo_jax.objectives.clipping import CLAMP
 from grpo_jax.types import Array, Batch, Metrics, Reward, Rollouts, TokenStats
+
+AFTER = "kl/old_after"
+"""Measured where the control of a coefficient follows it: it costs a forward pass."""
 
 
 @needs("entropy")
@@ -112,12 +117,34 @@ def finalise(means: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def reward_metrics(reward: Reward) -> Metrics:
-    """Mean and population deviation of the outcome over the rows that were scored, and the mean of each component."""
+    """Mean and population deviation of the outcome over the rows that were scored, and the mean of each component.
+
+    A component is averaged over the rows that have it: where it is nan there is none. ``reward/greedy`` is the mean
+    outcome of the greedy completions, where they are sampled.
+    """
     metrics = {
         "reward/mean": masked.mean(reward.outcome, reward.valid),
         "reward/std": jnp.sqrt(masked.variance(reward.outcome, reward.valid)),
     }
-    return metrics | {f"reward/{name}": masked.mean(x, reward.valid) for name, x in reward.components.items()}
+    for name, values in reward.components.items():
+        metrics[f"reward/{name}"] = masked.mean(values, reward.valid & ~jnp.isnan(values))
+    return metrics if reward.greedy is None else metrics | {"reward/greedy": masked.mean(reward.greedy, reward.valid)}
+
+
+def kl_after(logp: Array, batch: Batch) -> Metrics:
+    """``kl/old_after``: mean of k3 over scored tokens, of the policy behind the updates of a step, nats.
+
+    `logp` f32[N,T] is what that policy says of the rows. The estimate of KL(old || new) that an adaptive penalty
+    follows (arXiv 1707.06347, section 4): ``kl/old`` is the mean over the passes before each update.
+    """
+    delta = difference(jax.lax.stop_gradient(logp), batch.logp_old, batch.mask, clamp=CLAMP)
+    return {AFTER: masked.mean(k3(delta), batch.mask)}
+
+
+def mismatch_metrics(batch: Batch) -> Metrics:
+    """How far the sampler is from the old policy that the trainer recomputed, see `objectives.mismatch`, nats."""
+    found = mismatch(batch)
+    return {f"mismatch/{name}": found[name] for name in ("kl", "k3_kl", "chi2_token")}
 
 
 def length_metrics(rollouts: Rollouts) -> Metrics:

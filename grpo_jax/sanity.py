@@ -5,6 +5,7 @@ whole number, is a number finite) and of several together (groups of one, splits
 """
 
 import dataclasses
+import difflib
 import math
 import numbers
 import types
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.advantages import fields_read
+from grpo_jax.advantages import fields_read, learns_alone
+from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
 from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
@@ -35,6 +37,8 @@ def check(experiment: Any) -> None:
     _check_labels(experiment)
     _check_critic(experiment)
     _check_mesh(experiment)
+    _check_dynamic(experiment)
+    _check_difficulty(experiment)
 
 
 def _numbers(prefix: str, group: Any) -> Iterator[tuple[str, type, Any]]:
@@ -114,19 +118,20 @@ def _check_stop(experiment: Any) -> None:
 
 
 def _check_group_size(experiment: Any) -> None:
-    """A comparison within a group of one teaches nothing: its advantage is 0 by the convention ``singleton="zero"``."""
+    """A comparison within a group of one teaches nothing: its advantages are 0, or no numbers."""
     train, recipe = experiment.train, experiment.recipe
     if train.group_size != 1 or train.steps == 0:
         return
     if by_prompt not in [function for function, _ in functions(recipe.grouping)]:
         return
-    for function, keywords in functions(recipe.advantage):
-        if keywords.get("singleton") == "zero":
-            raise ValueError(
-                f"train.group_size: got 1, allowed >= 2 with the advantage {function.__name__}: it compares the"
-                " completions of a prompt with each other, and one alone is always worth 0; raise train.group_size, or"
-                " take advantages.batch_centered, which compares all rows of a step"
-            )
+    if learns_alone(recipe.advantage):
+        return
+    name = next(function.__name__ for function, _ in functions(recipe.advantage))
+    raise ValueError(
+        f"train.group_size: got 1, allowed >= 2 with the advantage {name}: it compares the completions of a prompt with"
+        " each other, and one alone is always worth 0; raise train.group_size, or take advantages.batch_centered, which"
+        " compares all rows of a step"
+    )
 
 
 def _check_labels(experiment: Any) -> None:
@@ -142,6 +147,44 @@ def _check_labels(experiment: Any) -> None:
                 f" labels of the prompts: let the data make it, as data.labels={name} does of a key of the lines of a"
                 " file, or group by another one"
             )
+
+
+def _check_dynamic(experiment: Any) -> None:
+    """A group of one never has two rewards, and a component that has to differ has to exist."""
+    train = experiment.train
+    if train.dynamic is None:
+        return
+    if train.group_size == 1:
+        raise ValueError(
+            "train.group_size: got 1, allowed >= 2 with train.dynamic: it keeps the prompts whose completions earn"
+            " different rewards; raise train.group_size, or set train.dynamic=None"
+        )
+    _check_component("train.dynamic.component", train.dynamic.component, experiment)
+
+
+def _check_difficulty(experiment: Any) -> None:
+    """Rates are remembered of lines of a file or of parts of a mixture, and of a component of the reward."""
+    difficulty = experiment.train.difficulty
+    if difficulty is None:
+        return
+    if not isinstance(experiment.data, Classed):
+        raise ValueError(
+            f"train.difficulty: got {type(difficulty).__name__} with data of type {type(experiment.data).__name__},"
+            " allowed are Jsonl, whose lines have a success rate each, and Mixture, whose parts have: put tasks of"
+            " different difficulty into a Mixture, or set train.difficulty=None"
+        )
+    _check_component("train.difficulty.component", difficulty.component, experiment)
+    probabilities(difficulty, initial(difficulty, experiment.data.class_shares()), experiment.data.class_shares())
+
+
+def _check_component(path: str, name: str | None, experiment: Any) -> None:
+    known = list(experiment.text_rewards)
+    if name is not None and name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(
+            f"{path}: got {name!r}, allowed {', '.join(known)}, the names of the rewards: write for instance"
+            f" {near[0] if near else known[0]}"
+        )
 
 
 def _check_critic(experiment: Any) -> None:

@@ -36,6 +36,7 @@ from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
 from grpo_jax.updates import Gradient, update
 from grpo_jax.updates import begin as begin_updates
+from grpo_jax.updates.gradient import OF_THE_RECORD, statistics
 
 TokenReward = Callable[[Rollouts], Reward]
 """A reward that reads token ids with jnp alone, so that it can be compiled."""
@@ -128,7 +129,7 @@ def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> Tra
 
 def looks(recipe: objectives.Recipe) -> tuple[str, ...]:
     """The fields of `Seen` that `recipe` reads: what `look_rows` has to find out of every row."""
-    asked = {*set(objectives.wants(recipe)).intersection(("logp_ref",)), *advantages.fields_read(recipe.advantage)}
+    asked = {*advantages.fields_read(recipe.advantage), *set(objectives.wants(recipe)).intersection(OF_THE_RECORD)}
     return tuple(field for field in Seen.__dataclass_fields__ if field in asked)
 
 
@@ -203,6 +204,23 @@ def score_rows(rollouts: Rollouts, *, reward: TokenReward, mesh: Mesh | None = N
     return reward(rollouts)
 
 
+def against_greedy(rollouts: Rollouts, reward: Reward, greedy: Reward, *, mesh: Mesh | None = None) -> Reward:
+    """`reward` whose rows know what the greedy completion of their prompt earned (``Reward.greedy``).
+
+    `greedy` scores one completion of each prompt, in the order of the prompts, drawn by `sample_rows` with a group size
+    of 1 and a temperature of 0. Where that could not be scored the rows of the prompt have no baseline: they count
+    nowhere.
+    """
+    del mesh  # every row looks up its prompt
+    prompt = rollouts.prompt
+    return reward.replace(greedy=greedy.outcome[prompt], valid=reward.valid & greedy.valid[prompt])
+
+
+def compares_with_greedy(recipe: objectives.Recipe) -> bool:
+    """Whether the advantage of `recipe` reads what the greedy completion of a prompt earned."""
+    return "greedy" in advantages.fields_read(recipe.advantage)
+
+
 STATISTICS = {"sum_pi_squared": "sum_pi_squared", "value_old": "value"}
 """Field of `Seen` -> what the pass of the policy is asked for beside log-probabilities."""
 
@@ -264,6 +282,7 @@ def learn_rows(
     batch = make_batch(collected, labels, values, recipe, dict(state.coef))
     key = jax.random.fold_in(key, state.step)
     state, metrics = update(state.replace(memory=memory), batch, settings, key=key, mesh=mesh, reference=reference)
+    metrics = {**metrics, **measured_after(state.params, batch, settings, mesh)}
     draws = rollouts.prompts.length.shape[0]
     coef = objectives.controlled(recipe.coefficients, dict(state.coef), metrics)
     state = state.replace(step=state.step + 1, cursor=state.cursor + draws, coef=coef)
@@ -275,6 +294,17 @@ def learn_rows(
         **(measure.group_metrics(reward, labels) if batch.returns is None else measure.value_metrics(batch)),
     }
     return state, metrics, batch
+
+
+def measured_after(params: Params, batch: Batch, settings: Gradient, mesh: Mesh | None) -> Metrics:
+    """What only the policy `params` behind the updates on `batch` can tell, as far as the recipe follows it."""
+    recipe, found = settings.recipe, {}
+    if measure.AFTER in objectives.measured(recipe.coefficients):
+        stats = statistics(params, batch, settings=settings, want=(), mesh=mesh)
+        found |= measure.kl_after(stats.logp, batch)
+    if "logp_old" in looks(recipe):
+        found |= measure.mismatch_metrics(batch)
+    return found
 
 
 IMITATION = objectives.Recipe(

@@ -10,6 +10,11 @@ import pytest
 import grpo_jax.testing
 
 CHECKS = sorted(name for name in grpo_jax.testing.__all__ if name.startswith("check_"))
+PAGES = (
+    "testing",
+    pytest.param("estimators", marks=pytest.mark.slow),
+    pytest.param("from_policy_gradient_to_grpo", marks=pytest.mark.slow),
+)
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -18,7 +23,7 @@ def test_every_check_has_an_example(root: Path):
     assert sorted(re.findall(r"^(check_\w+)\(", "".join(blocks), re.MULTILINE)) == CHECKS
 
 
-@pytest.mark.parametrize("page", ["testing"])
+@pytest.mark.parametrize("page", PAGES)
 def test_its_python_runs(root: Path, tmp_path: Path, page: str):
     blocks = BLOCK.findall((root / f"docs/{page}.md").read_text(encoding="utf-8"))
     assert blocks

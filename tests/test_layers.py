@@ -26,14 +26,14 @@ STEPS = (
     ("2 devices", ("hosts", "sharding")),
     ("2 models", ("models",)),
     ("2 sampling", ("sampling",)),
-    ("3 training", ("train", "updates", "checkpoint", "lifeline", "journal", "compiled", "memory")),
+    ("3 training", ("train", "updates", "dynamic", "checkpoint", "lifeline", "journal", "compiled", "memory")),
     ("4 tasks", ("data", "text", "evaluate", "rewards", "questions", "verdict")),
     ("4 testing", ("testing", "laboratory")),
     (
         "5 runs",
         tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),
     ),
-    ("5 looking at runs", ("plan", "revisit", "show", "ablation")),
+    ("5 looking at runs", ("plan", "revisit", "show", "ablation", "contrast")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

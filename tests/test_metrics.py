@@ -193,3 +193,33 @@ def test_what_a_critic_knows_by_hand(pair):
     loss = measured(o.ppo_critic(clip_value=0.1), stats, batch)["value/loss"]
     np.testing.assert_allclose(loss, (0.9**2 + 0.9**2) / 2 / 4, rtol=1e-6)
     assert "value/loss" not in measured(o.RECIPES["grpo"], stats, batch)
+
+
+def test_a_component_is_averaged_over_the_rows_that_have_it():
+    nan = math.nan
+    components = {"format": jnp.asarray([0.5, nan, 1.0, 9.0]), "never": jnp.full(4, nan)}
+    reward = Reward(
+        outcome=jnp.asarray([1.0, 0.0, 1.0, 7.0]),
+        valid=jnp.asarray([True, True, True, False]),
+        components=components,
+        greedy=jnp.asarray([1.0, 1.0, 0.5, 8.0]),
+    )
+    got = metrics.reward_metrics(reward)
+    assert got["reward/format"] == (0.5 + 1.0) / 2 and got["reward/never"] == 0.0
+    np.testing.assert_allclose(got["reward/greedy"], (1.0 + 1.0 + 0.5) / 3, rtol=1e-6)
+    assert "reward/greedy" not in metrics.reward_metrics(reward.replace(greedy=None))
+
+
+def test_an_exact_divergence_takes_the_place_of_its_estimate(pair):
+    stats, batch = pair
+    exact = jnp.where(MASK, jnp.asarray([[0.3, 0.5, 0.7], [0.1, 0.0, 0.0]]), jnp.nan)
+    got = measured(o.grpo_exact_kl(), dataclasses.replace(stats, kl_full=exact), batch)
+    np.testing.assert_allclose(got["kl/ref"], (0.3 + 0.5 + 0.7 + 0.1) / 4, rtol=1e-6)
+
+
+def test_the_divergence_behind_the_updates_by_hand(pair):
+    stats, batch = pair
+    got = metrics.kl_after(stats.logp, batch)
+    np.testing.assert_allclose(
+        got["kl/old_after"], sum(r - math.log(r) - 1 for r in (0.5, 1.0, 2.0, 1.25)) / 4, rtol=1e-5
+    )

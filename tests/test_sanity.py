@@ -82,6 +82,10 @@ REFUSED = {
         r"its weight: got inf, allowed are finite",
     ),
     "a group of one": (alone, r"train\.group_size: got 1, allowed >= 2 with the advantage group_standardized: "),
+    "a group of one, by a convention without a keyword": (
+        lambda: alone(dataclasses.replace(PLAIN.recipe, advantage=advantages.maxrl)),
+        r"train\.group_size: got 1, allowed >= 2 with the advantage maxrl: ",
+    ),
     "a group of one, whatever is dropped": (
         lambda: alone(dataclasses.replace(PLAIN.recipe, grouping=groups.drop_tied)),
         r"train\.group_size: got 1",

@@ -206,7 +206,8 @@ def page(ablation: Ablation, found: Results, ended: Ends) -> list[Section]:
             " unless they had been recorded before."
         )
     sections = [tables.results(found, measures=OUTCOMES, title="Results", words=words)]
-    sections.append(tables.results(found, measures=REWARDS, title="Sampled reward", words=(REWARDS_ARE,)))
+    rewards = tables.results(found, measures=REWARDS, title="Sampled reward", words=(REWARDS_ARE,))
+    sections.append(tables.beside(rewards, ablation.expected, measure="rise"))
     if len(found) > 1:
         sections.append(tables.differences(found, measures=tables.PAIRED, words=(tables.ASTERISK,)))
     sections.append(tables.results(found, measures=TRAINING, title="Training", words=(TRAINING_IS,)))

@@ -40,6 +40,7 @@ REWARDS = (
     Measure("end", "end"),
     Measure("first_rise", "first rise"),
     Measure("rise", "rise"),
+    TRAINING[0],
     Measure("skipped", "refused"),
     Measure("nonfinite", "not finite"),
 )

@@ -3,8 +3,9 @@
 import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -130,10 +131,15 @@ def failures(ended: Mapping[tuple[str, int], str]) -> Section | None:
 
 
 def expected(claims: Sequence[Expectation], found: Results) -> tuple[Section | None, list[str]]:
-    """What the file expects of means over the seeds, as a section, and a sentence for each that lies outside."""
-    rows, wrong = [], []
+    """What the file expects of means over the seeds, as a section, and a sentence for each that lies outside.
+
+    Expectations of several variants that are the same share a row.
+    """
+    rows, wrong, alike = [], [], defaultdict(list)
     for claim in claims:
-        names = [name for name in found if claim.variant in (name, EVERY)]
+        alike[claim._replace(variant=EVERY if claim.variant == EVERY else "")].append(claim.variant)
+    for claim, variants in alike.items():
+        names = [name for name in found if claim.variant == EVERY or name in variants]
         values = {name: interval([row[claim.measure] for row in found[name].values()]) for name in names}
         share = any(m.share for m in CLAIMED if m.name == claim.measure)
         allowed, unit = _range(claim, share=share), " %" if share else ""
@@ -143,15 +149,25 @@ def expected(claims: Sequence[Expectation], found: Results) -> tuple[Section | N
             for name in outside
         ]
         if names:
-            called = (
-                f"every variant: {claim.measure}" if claim.variant == EVERY else f"{claim.variant}: {claim.measure}"
-            )
+            several = names[0] if len(names) == 1 else f"{len(names)} variants"
+            called = f"{'every variant' if claim.variant == EVERY else several}: {claim.measure}{unit}"
             shown = _extent(list(values.values()), share=share)
-            rows.append((f"{called}{unit}", allowed, shown, "no" if outside else "yes", claim.why))
+            rows.append((called, allowed, shown, "no" if outside else "yes", claim.why))
     head = ("mean", "expected", "measured", "inside", "why")
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     return (Section("What the file expects", (), head, tuple(rows)) if rows else None), wrong
+
+
+def beside(section: Section, claims: Sequence[Expectation], *, measure: str) -> Section:
+    """`section`, whose rows are variants, with columns for what the file expects of `measure`, and why."""
+    share = any(m.share for m in CLAIMED if m.name == measure)
+    said_of = {claim.variant: (_range(claim, share=share), claim.why) for claim in claims if claim.measure == measure}
+    more = [said_of.get(row[0], said_of.get(EVERY, ("-", ""))) for row in section.rows]
+    columns = sum(any(column) for column in zip(*more, strict=True)) if said_of else 0
+    head = (*section.head, *(f"{measure} expected", "why")[:columns])
+    rows = tuple((*row, *cells[:columns]) for row, cells in zip(section.rows, more, strict=True))
+    return replace(section, head=head, rows=rows)
 
 
 def _inside(mean: float, claim: Expectation) -> bool:

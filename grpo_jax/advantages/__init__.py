@@ -20,6 +20,7 @@ Conventions differ between published implementations; they are keywords with the
 =================  ====================================================================================
 """
 
+from grpo_jax.advantages.alone import learns_alone
 from grpo_jax.advantages.components import (
     gdpo,
     present,
@@ -133,6 +134,7 @@ __all__ = [
     "group_leave_one_out",
     "group_standardized",
     "initial_memory",
+    "learns_alone",
     "leave_one_out",
     "length_adaptive_advantages",
     "length_adaptive_lambda",

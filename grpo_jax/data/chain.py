@@ -18,9 +18,9 @@ from functools import cached_property, partial
 import numpy as np
 
 from grpo_jax.data.counter import below, hashed, unit
-from grpo_jax.data.generated import ARITHMETIC, ATTEMPTS, Generated, answered, tagged, token_reward, written
+from grpo_jax.data.generated import ARITHMETIC, ATTEMPTS, Generated, answered, tagged, token_reward, words, written
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
-from grpo_jax.rewards import text
+from grpo_jax.rewards import text, tokens
 from grpo_jax.text import CharacterTokenizer
 from grpo_jax.types import Prompts
 
@@ -128,6 +128,13 @@ class Chain(Generated):
     def reward(self, *, format_weight: float = 0.2) -> partial:
         """The token reward ``(Rollouts) -> Reward``: 1 for the right answer plus `format_weight` for the format."""
         return token_reward(self.tokenizer, modulus=self.modulus, digits=self.digits, format_weight=format_weight)
+
+    def process_reward(self, *, format_weight: float = 0.2) -> partial:
+        """`reward` with one for every step: 1 for each value of the chain that is right, the outcome at the end."""
+        values = partial(tokens.chain_values, **words(self.tokenizer), modulus=self.modulus, digits=self.digits)
+        outcome = self.reward(format_weight=format_weight)
+        think_close = self.tokenizer.special["</think>"]
+        return partial(tokens.with_steps, reward=outcome, values=values, think_close=think_close)
 
     def text_rewards(self, *, format_weight: float = 0.2) -> text.TextRewards:
         """The twins on text of `reward`: name -> (function, weight)."""

@@ -149,20 +149,16 @@ def answered(tokenizer: CharacterTokenizer, answers: Sequence[str]) -> list[list
     return [[*tokenizer.encode(text, specials=True), tokenizer.eos] for text in texts]
 
 
+def words(tokenizer: CharacterTokenizer) -> dict[str, int]:
+    """The ids by which `rewards.tokens` reads an expression, as its keywords."""
+    names = ("zero", "plus", "minus", "times", "equals")
+    return dict(zip(names, tokenizer.encode("0+-*="), strict=True))
+
+
 def token_reward(tokenizer: CharacterTokenizer, *, modulus: int, digits: int, format_weight: float) -> partial:
     """``(Rollouts) -> Reward``: 1 for the value of the expression in the prompt, `format_weight` for the format."""
     special = tokenizer.special
-    zero, plus, minus, times, equals = tokenizer.encode("0+-*=")
-    expected = partial(
-        tokens.chain_answer,
-        zero=zero,
-        plus=plus,
-        minus=minus,
-        times=times,
-        equals=equals,
-        modulus=modulus,
-        digits=digits,
-    )
+    expected = partial(tokens.chain_answer, **words(tokenizer), modulus=modulus, digits=digits)
     accuracy = partial(tokens.accuracy, expected=expected, open_id=special["<answer>"], close_id=special["</answer>"])
     r1_format = partial(
         tokens.format_reward,

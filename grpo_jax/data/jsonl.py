@@ -78,6 +78,24 @@ class Jsonl:
         rows, stream = (self._train_rows, _TRAIN) if split == "train" else (self._heldout_rows, _HELDOUT)
         return self._prompts(_in_epochs(rows, seed, stream, numbers), numbers)
 
+    def class_shares(self) -> np.ndarray:
+        """f64[C]: a class is a training line, and each comes as often as the others."""
+        return np.full(len(self._train_rows), 1 / len(self._train_rows))
+
+    def class_of(self, row: np.ndarray) -> np.ndarray:
+        """i64[P], the place among the training lines of the line that each number is of."""
+        return np.searchsorted(self._train_rows, row).astype(np.int64)
+
+    def draw_class(self, seed: int, draws: np.ndarray, classes: np.ndarray) -> Prompts:
+        """The training line that is asked for, as the draw of that number; there are no epochs."""
+        del seed  # a line is one problem
+        return self._prompts(self._train_rows[classes], check_draws(draws, "train"))
+
+    def drawable(self, seed: int, draws: np.ndarray) -> Prompts:
+        """Every training line."""
+        every = np.arange(len(self._train_rows) if len(draws) else 0, dtype=np.int64)
+        return self.draw_class(seed, every, every)
+
     def heldout(self, count: int | None, name: str = "heldout") -> Prompts:
         """`count` distinct held-out prompts (None: all), the same in every run; `name` picks another order of them."""
         rows = self._heldout_rows

@@ -71,9 +71,24 @@ class Mixture:
     def draw(self, seed: int, draws: np.ndarray, split: str = "train") -> Prompts:
         """Draw k of the part that (seed, k) names, in either split."""
         numbers = check_draws(draws, split)
-        places = self._places(seed, numbers)
-        pieces = [task.draw(seed, numbers[at], split) for task, at in zip(self.tasks, places, strict=True)]
-        return _ordered(self._joined(pieces), np.concatenate(places))
+        return self._drawn(seed, numbers, self._part(seed, numbers), split)
+
+    def class_shares(self) -> np.ndarray:
+        """f64[C]: a class is a part, with its share of the draws."""
+        return self._shares / np.cumsum(self._shares)[-1]
+
+    def class_of(self, row: np.ndarray) -> np.ndarray:
+        """i64[P], the number of the part that each row is of."""
+        return row.astype(np.int64) % len(self.parts)
+
+    def draw_class(self, seed: int, draws: np.ndarray, classes: np.ndarray) -> Prompts:
+        """Draw k of the part that is asked for."""
+        return self._drawn(seed, check_draws(draws, "train"), np.asarray(classes), "train")
+
+    def drawable(self, seed: int, draws: np.ndarray) -> Prompts:
+        """These draws of every part."""
+        numbers = check_draws(draws, "train")
+        return self._joined([task.draw(seed, numbers) for task in self.tasks])
 
     def heldout(self, count: int | None, name: str = "heldout") -> Prompts:
         """`count` held-out problems, of every part its share of them; None: all, where every part has finitely many.
@@ -101,7 +116,7 @@ class Mixture:
     def demonstrations(self, seed: int, draws: np.ndarray) -> Demonstrations:
         """Demonstration k of the part that (seed, k) names."""
         numbers = check_draws(draws, "train")
-        places = self._places(seed, numbers)
+        places = self._places(self._part(seed, numbers))
         shown = [task.demonstrations(seed, numbers[at]) for task, at in zip(self.tasks, places, strict=True)]
         order, pad = np.concatenate(places), self.tokenizer.pad
         rows = np.concatenate([_widened(piece.tokens, self.completion_width, pad) for piece in shown])
@@ -186,11 +201,20 @@ class Mixture:
         equal = 1 / len(self.parts)
         return np.array([self.shares.get(name, equal) for name in self.names])
 
-    def _places(self, seed: int, numbers: np.ndarray) -> list[np.ndarray]:
-        """Of every part the places in `numbers` that are its."""
+    def _part(self, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """i64[n], the number of the part that each draw takes."""
         bounds = np.cumsum(self._shares)[:-1]
-        part = np.searchsorted(bounds, unit(hashed(_STREAM, seed, numbers)), side="right")
+        return np.searchsorted(bounds, unit(hashed(_STREAM, seed, numbers)), side="right")
+
+    def _places(self, part: np.ndarray) -> list[np.ndarray]:
+        """Of every part the places in `part` that name it."""
         return [np.flatnonzero(part == number) for number in range(len(self.parts))]
+
+    def _drawn(self, seed: int, numbers: np.ndarray, part: np.ndarray, split: str) -> Prompts:
+        """Draw ``numbers[i]`` of part ``part[i]``, in order."""
+        places = self._places(part)
+        pieces = [task.draw(seed, numbers[at], split) for task, at in zip(self.tasks, places, strict=True)]
+        return _ordered(self._joined(pieces), np.concatenate(places))
 
     def _joined(self, pieces: Sequence[Prompts]) -> Prompts:
         """The prompts of every part, by number, as prompts of the mixture."""

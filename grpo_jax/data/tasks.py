@@ -4,7 +4,7 @@ A task is a frozen dataclass of settings. Its methods are pure: `draw(seed, draw
 numbers and nothing else decides them, so that the only state of the data is how many draws were made. Arrays are numpy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -113,20 +113,27 @@ def records(task: Task, rollouts: Rollouts) -> list[Record]:
 
 
 def assert_disjoint(
-    task: Task, heldout: Prompts, *, seed: int, draws: int, further: Mapping[str, Prompts] | None = None
+    task: Task,
+    heldout: Prompts,
+    *,
+    seed: int,
+    draws: int,
+    further: Mapping[str, Prompts] | None = None,
+    draw: Callable[[int, np.ndarray], Prompts] | None = None,
 ) -> None:
     """Raise a ValueError unless `heldout` is distinct problems, none of which the first `draws` training draws give.
 
     Checks the problems themselves, and that class membership (a function of the problem alone) separates them, which
     covers every later draw and every seed too. The problems of `further` sets, by name, which belong to no class of
-    this task, have to be distinct and none of those that are drawn.
+    this task, have to be distinct and none of those that are drawn. `draw` gives other training prompts than
+    `task.draw`, such as those of draws by difficulty.
     """
     sets = {"": _distinct("held-out set", heldout)}
     sets |= {name: _distinct(f"heldout.{name}", prompts) for name, prompts in (further or {}).items()}
     inside = task.is_heldout(heldout)
     _refuse(task, heldout, ~inside)
     for start in range(0, draws, _CHUNK):
-        train = task.draw(seed, np.arange(start, min(start + _CHUNK, draws)))
+        train = (draw or task.draw)(seed, np.arange(start, min(start + _CHUNK, draws)))
         keys = _keys(train)
         for name, problems in sets.items():
             known = np.array([key in problems for key in keys], bool)

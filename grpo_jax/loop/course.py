@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from grpo_jax.checkpoint import abstract
 from grpo_jax.display import choose
@@ -24,6 +23,7 @@ from grpo_jax.loop.imitation import begin
 from grpo_jax.loop.logbook import Logbook
 from grpo_jax.loop.phases import Learned, Phases, Stopwatch
 from grpo_jax.loop.recorded import Tape, recorded
+from grpo_jax.loop.rounds import Rounds, refuse_recording
 from grpo_jax.loop.session import Session
 from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from grpo_jax.loop.warm_starts import warmed
@@ -56,6 +56,7 @@ def run(
     are, the others are sampled and added to it. Raises ValueError for settings that cannot be run and RunStopped, which
     carries an exit code, for trouble on the way.
     """
+    refuse_recording(experiment, rollouts)
     prompts = problems(experiment)  # before anything is written: trouble with the data leaves no folder behind
     path, starting = Path(run_dir or Path("runs") / experiment.name), {"fresh": fresh, "origin": origin}
     folder = open_folder(path, experiment, **starting, accept_code_change=accept_code_change)
@@ -94,16 +95,15 @@ def reinforce(
     limit = FailureLimit(share=experiment.scoring.failure_share)
     how = {"clock": clock, "failures": limit, "chunks": chunks(experiment)}
     phases = Phases(session.settings, session.judge, reference(session, state, done), **how)
+    rows = Rounds(experiment, phases, tape, state, clock=clock, mesh=session.mesh)
     waiting: tuple[int, Learned] | None = None
     for step in range(done + 1, train.steps + 1):
-        prompts = experiment.data.draw(experiment.seed, np.arange((step - 1) * train.prompts, step * train.prompts))
         if waiting is None:
             clock.mark("rest")
-        known = tape.find(step, prompts)
-        rollouts = phases.rollout(state, prompts) if known is None else []
+        rows.begin(step, state)
         if waiting is not None:
             book.step(*waiting, {})
-        state, learned = phases.learn(state, known or tape.keep(step, phases.score(state, rollouts)))
+        state, learned = rows.learn(state, rows.finish(step, state))
         waiting = (step, learned)
         leaving = session.signals.requested
         last = step == train.steps

@@ -11,9 +11,10 @@ from grpo_jax.experiment import WarmStart, warm_settings
 from grpo_jax.folder import Position
 from grpo_jax.lifeline import Diverged
 from grpo_jax.loop.session import Session
+from grpo_jax.loop.setup import grpo_state
 from grpo_jax.models import from_policy
 from grpo_jax.sharding import place_rows
-from grpo_jax.train import host, place_state, start, supervised_step
+from grpo_jax.train import host, supervised_step
 from grpo_jax.types import TrainState
 
 BLOCK = 20
@@ -63,8 +64,7 @@ def begin(session: Session, state: TrainState) -> TrainState:
 
     A critic with a decoder of its own begins with that of the policy.
     """
-    fresh = start(from_policy(state.params), session.settings.gradient)
-    return place_state(fresh, session.experiment.model, session.mesh)
+    return grpo_state(session.experiment, from_policy(state.params), session.mesh)
 
 
 class Lessons:

@@ -7,6 +7,7 @@ by the two tripwires: updates that are refused again and again, and a sampler th
 import time
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,16 @@ class Logbook:
         position, scored = Position(1, step), learned.scored
         values, rows = host((learned.metrics, learned.batch))
         self.clock.mark("update")
-        written = list(rollout_records(rows, self.experiment.data, position.fields(), scored.scores, scored.texts))
+        found = rollout_records(rows, self.experiment.data, position.fields(), scored.scores, scored.texts)
+        written = list(islice(found, scored.written))
         for row in written:
             self.folder.samples.write(row)
         self.display.completions(written)
-        counts = {} if scored.scores is None else status_counts(scored.scores)
+        counts = scored.statuses or ({} if scored.scores is None else status_counts(scored.scores))
         told = {} if scored.replayed is None else {"replayed": float(scored.replayed)}
         extra = {**extra, **{f"status/{name}": count for name, count in counts.items()}, **told}
-        self.write(position, values, extra, tokens=int(rows.rollouts.length.sum()))
+        tokens = int(rows.rollouts.length.sum()) if scored.tokens is None else scored.tokens
+        self.write(position, values, {**extra, **scored.told}, tokens=tokens)
         self.guard_updates(step, values, rows)
         # Another run sampled what is replayed, with its own policy: there the two differ by construction.
         if not scored.replayed:

@@ -6,8 +6,8 @@ measuring delays nothing.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -16,12 +16,24 @@ from grpo_jax import STARTED
 from grpo_jax.compiled import compiled
 from grpo_jax.data import records
 from grpo_jax.heldout import Judge
-from grpo_jax.lifeline import Exit, RunStopped
+from grpo_jax.loop.greedy import Greedy
+from grpo_jax.loop.scoring import check_scored, submitted, together
 from grpo_jax.objectives import wants
 from grpo_jax.rewards.guards import FailureLimit
-from grpo_jax.rewards.text import Record, Scores, score
+from grpo_jax.rewards.text import Record, Scores
 from grpo_jax.sharding import place_rows
-from grpo_jax.train import Step, Stream, host, learn_rows, look_rows, looks, sample_rows, score_rows, stream
+from grpo_jax.train import (
+    Step,
+    Stream,
+    compares_with_greedy,
+    host,
+    learn_rows,
+    look_rows,
+    looks,
+    sample_rows,
+    score_rows,
+    stream,
+)
 from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
 
 PHASES = ("rollout", "reward", "reference", "update")
@@ -67,6 +79,10 @@ class Scored:
     texts: Sequence[Record] | None = None  # the rows as text, where somebody needed them
     seen: Seen | None = None  # where it was begun already
     replayed: bool | None = None  # where rollouts are recorded: whether another run sampled these
+    told: Mapping[str, float] = field(default_factory=dict)  # further metrics of the step
+    statuses: Mapping[str, int] | None = None  # status -> scores of all that was sampled, where that is more
+    tokens: int | None = None  # of all that was sampled, where that is more
+    written: int | None = None  # how many rows, from the first on, are trained on; None: all
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,7 @@ class Phases:
         self._reward = None if settings.reward is None else compiled(score_rows, mesh=mesh, reward=settings.reward)
         self._keys = [stream(judge.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
         self._judge, self._reference, self._clock, self._failures = judge, reference, clock, failures
+        self._greedy = Greedy(settings, judge, failures) if compares_with_greedy(change.recipe) else None
         self._compares = "kl_full" in wants(change.recipe)
         self._chunks = chunks if self._reward is None else 1  # on token ids there is nothing to wait for
 
@@ -116,33 +133,39 @@ class Phases:
             for part in parts
         ]
 
-    def score(self, state: TrainState, parts: Sequence[Rollouts]) -> Scored:
+    def score(self, state: TrainState, parts: Sequence[Rollouts], *, look: bool = True) -> Scored:
         """Score the rows: begin to, on token ids; wait for it, on text, while the policies look at them.
+
+        Without `look` they do so once it is known which rows are learned from.
 
         Raises RunStopped (code 5) where text rewards fail too often.
         """
         if self._reward is not None:
             (rollouts,) = parts
-            return Scored(rollouts, place_rows(self._reward(rollouts), self._judge.mesh))
+            reward = self._against_greedy(state, rollouts, self._reward(rollouts))
+            return Scored(rollouts, place_rows(reward, self._judge.mesh))
         rows, texts, pending = [], [], []
         for part in parts:
             rows.append(host(part))
             found = records(self._judge.task, rows[-1])
             texts += found
-            pending.append(_begun(self._judge, found))
+            pending.append(submitted(self._judge, found))
+        greedy = None if self._greedy is None else self._greedy.begin(state, parts)
         self._clock.mark("rollout")
         rollouts = place_rows(joined(rows), self._judge.mesh) if len(parts) > 1 else parts[0]
-        seen = self._look_at(state, rollouts)  # computed while the rewards are waited for
-        reward, scores = _together([wait() for wait in pending])
+        seen = self._look_at(state, rollouts) if look else None  # computed while the rewards are waited for
+        reward, scores = together([wait() for wait in pending])
         self._clock.mark("reward")
-        _check_scored(reward, scores)
+        check_scored(reward, scores)
         self._failures.check(texts, scores)
+        if self._greedy is not None and greedy is not None:
+            reward = self._greedy.compared(rollouts, reward, greedy)
         return Scored(rollouts, reward, scores, texts, seen)
 
     def learn(self, state: TrainState, scored: Scored) -> tuple[TrainState, Learned]:
         """Begin to learn from the rows; `state` is used up."""
         mesh, rollouts = self._judge.mesh, place_rows(scored.rollouts, self._judge.mesh)
-        reward = place_rows(scored.reward, mesh)
+        reward = self._against_greedy(state, rollouts, place_rows(scored.reward, mesh))
         seen = self._look_at(state, rollouts) if scored.seen is None else scored.seen
         reference = self._reference if self._compares else None
         state, metrics, batch = self._learn(state, rollouts, reward, self._keys[1], seen, reference)
@@ -151,6 +174,12 @@ class Phases:
                 jax.block_until_ready(promise)
                 self._clock.mark(name)
         return state, Learned(metrics, batch, scored)
+
+    def _against_greedy(self, state: TrainState, rollouts: Rollouts, reward: Reward) -> Reward:
+        """`reward` with the greedy baseline, where the recipe reads one and it is not there yet."""
+        if self._greedy is None or reward.greedy is not None:
+            return reward
+        return self._greedy.compared(rollouts, reward, self._greedy.begin(state, [rollouts]))
 
     def _look_at(self, state: TrainState, rollouts: Rollouts) -> Seen | None:
         """What the recipe wants to know of the rows, begun; a policy that it does not ask is not handed over."""
@@ -166,36 +195,3 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
     begins = np.cumsum([0, *(part.prompts.length.shape[0] for part in parts)]).astype(np.int32)
     shifted = [part.replace(prompt=part.prompt + begin) for part, begin in zip(parts, begins, strict=False)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *shifted)
-
-
-def _begun(judge: Judge, texts: Sequence[Record]) -> Callable[[], tuple[Reward, Scores]]:
-    """Scores on their way: what is returned waits for them. In this process they are made at once."""
-    if judge.pool is not None:
-        return judge.pool.submit(texts).result
-    made = score(texts, judge.text_rewards)
-
-    def known() -> tuple[Reward, Scores]:
-        return made
-
-    return known
-
-
-def _together(parts: Sequence[tuple[Reward, Scores]]) -> tuple[Reward, Scores]:
-    """The rewards and scores of all rows in order."""
-    if len(parts) == 1:
-        return parts[0]
-    reward = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(reward for reward, _ in parts))
-    names = parts[0][1]
-    return reward, {name: tuple(score for _, scores in parts for score in scores[name]) for name in names}
-
-
-def _check_scored(reward: Reward, scores: Scores) -> None:
-    """Stop a run whose rewards failed on every row: there is nothing to learn from, and the cause is not the policy."""
-    if not np.asarray(reward.valid).any():
-        failed = ((name, s) for name, row in scores.items() for s in row[:1] if s.status in ("error", "timeout"))
-        name, first = next(failed)
-        raise RunStopped(
-            Exit.DATA,
-            f"The text reward {name!r} failed on every row, on the first with {first.status}: {first.detail}. Correct"
-            " the reward, its settings or the data.",
-        )

@@ -32,6 +32,8 @@ from grpo_jax.types import Prompts, Reward, Rollouts
 
 FORMAT = 1
 _SAMPLED = tuple(name for name in Rollouts.__dataclass_fields__ if name not in ("prompts", "version"))
+_OPTIONAL = ("token", "step_end", "greedy")
+"""Fields of a reward that are not in every line."""
 _DTYPES = ("bool", "int32", "float32")
 
 
@@ -203,7 +205,7 @@ def _line(seed: int, step: int, by: str, rollouts: Rollouts, reward: Reward, sco
         "rollouts": {name: _packed(getattr(rollouts, name)) for name in _SAMPLED if name != "experts"},
         "outcome": _packed(reward.outcome),
         "valid": _packed(reward.valid),
-        "token": None if reward.token is None else _packed(reward.token),
+        **{name: None if getattr(reward, name) is None else _packed(getattr(reward, name)) for name in _OPTIONAL},
         "components": {name: _packed(values) for name, values in reward.components.items()},
         "scores": None if scores is None else texts,
     }
@@ -217,7 +219,7 @@ def _read(line: Mapping[str, Any], prompts: Prompts, by: str) -> Scored:
     rollouts = Rollouts(prompts=prompts, version=version, **arrays)
     components: Any = {name: _unpacked(values) for name, values in line["components"].items()}
     given: dict[str, Any] = {
-        name: _unpacked(line[name]) for name in ("outcome", "valid", "token") if line[name] is not None
+        name: _unpacked(line[name]) for name in ("outcome", "valid", *_OPTIONAL) if line.get(name) is not None
     }
     scores = None
     if line["scores"] is not None:

@@ -3,21 +3,24 @@
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax import heldout
 from grpo_jax.data import assert_disjoint
+from grpo_jax.data.difficulty import Classed
 from grpo_jax.display import Plan
-from grpo_jax.experiment import Experiment, fitting_chunks, step_settings, warm_settings
+from grpo_jax.experiment import Experiment, fitting_chunks, most_draws, step_settings, warm_settings
 from grpo_jax.heldout import Judge
+from grpo_jax.loop.rounds import first_memory
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.sharding import make_mesh
 from grpo_jax.train import init_state, place_state, start
-from grpo_jax.types import Prompts, TrainState
+from grpo_jax.types import Params, Prompts, TrainState
 
 CHECKED = 1 << 17
 """Draws that are compared with the held-out problems one by one; for later ones their class says that they differ."""
@@ -88,11 +91,14 @@ def problems(experiment: Experiment) -> Prompts:
     prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
-    draws = min(max(train.steps * train.prompts, warm.limit * warm.rows if warm else 0), CHECKED)
+    draws = min(max(most_draws(train), warm.limit * warm.rows if warm else 0), CHECKED)
     judging = judge(experiment, prompts)
     heldout.check(judging, experiment)
     further = {name: given for name, (_, given) in judging.further.items()}
-    assert_disjoint(experiment.data, prompts, seed=experiment.seed, draws=draws, further=further)
+    how: dict[str, Any] = {"seed": experiment.seed, "draws": draws, "further": further}
+    assert_disjoint(experiment.data, prompts, **how)
+    if train.difficulty is not None:
+        assert_disjoint(experiment.data, prompts, **how, draw=cast(Classed, experiment.data).drawable)
     return prompts
 
 
@@ -104,4 +110,12 @@ def first_states(experiment: Experiment, mesh: Mesh | None) -> tuple[TrainState,
     warm, gradient = experiment.warm_start, step_settings(experiment).gradient
     begun = init_state(experiment.seed, warm_settings(experiment, warm) if warm else gradient)
     first = place_state(begun, experiment.model, mesh)
-    return first, place_state(start(first.params, gradient), experiment.model, mesh)
+    later = grpo_state(experiment, first.params, mesh)
+    return first if warm else later, later
+
+
+def grpo_state(experiment: Experiment, params: Params, mesh: Mesh | None) -> TrainState:
+    """The state that GRPO begins with at `params`: a new optimiser, no steps, and what its rounds remember."""
+    begun = start(params, step_settings(experiment).gradient)
+    begun = begun.replace(memory={**begun.memory, **first_memory(experiment)})
+    return place_state(begun, experiment.model, mesh)

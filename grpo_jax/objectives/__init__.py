@@ -50,6 +50,7 @@ from grpo_jax.objectives.control import (
     following,
     gated,
     initial_values,
+    measured,
     proportional,
     stepping,
 )
@@ -275,6 +276,7 @@ __all__ = [
     "luffy",
     "luspo",
     "masked_importance",
+    "measured",
     "mis_sequence",
     "mismatch",
     "mismatch_mean",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from grpo_jax.objectives.description import functions
 from grpo_jax.types import Array, Metrics
 
 Control = Callable[[Mapping[str, Array], Metrics], Array]
@@ -89,6 +90,12 @@ def gated(coef: Mapping[str, Array], metrics: Metrics, *, control: Control, meas
     """
     value = control(coef, metrics)
     return jnp.where(_named(metrics, measure, "metrics") <= target, value, jnp.zeros_like(value))
+
+
+def measured(coefficients: tuple[Coefficient, ...]) -> frozenset[str]:
+    """The metrics that the controls follow: what is bound in them as the keyword ``measure``."""
+    bound = (keywords.get("measure") for one in coefficients for _, keywords in functions(one.control))
+    return frozenset(name for name in bound if isinstance(name, str))
 
 
 def initial_values(coefficients: tuple[Coefficient, ...]) -> dict[str, Array]:

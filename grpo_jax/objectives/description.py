@@ -18,14 +18,15 @@ import jax.numpy as jnp
 _PACKAGE = __name__.split(".", maxsplit=1)[0]
 _PLAIN = (type(None), bool, int, float, str)
 _BIND = "bind its keywords with functools.partial"
-_KNOWN_NEEDS = ("entropy", "hidden", "kl_full", "logp_ref", "sum_pi_squared", "value")
+_KNOWN_NEEDS = ("entropy", "hidden", "kl_full", "logp_old", "logp_ref", "sum_pi_squared", "value")
 
 
 def needs(*names: str) -> Callable[[Callable], Callable]:
     """Decorator: the term reads these fields, which are not there unless asked for.
 
     Args:
-        *names: fields of `TokenStats` beside ``logp``, or ``"logp_ref"`` of `Batch`.
+        *names: fields of `TokenStats` beside ``logp``; ``"logp_ref"`` of `Batch`; ``"logp_old"`` of `Batch` where it
+            has to be what the trainer says of the policy at collection, and not the sampler.
 
     Raises:
         ValueError: a name is none of these.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax import masked
+from grpo_jax.objectives.description import needs
 from grpo_jax.types import Array, Batch, TokenStats
 
 LogRatio = Callable[..., Array]
@@ -41,11 +42,13 @@ def log_ratio_behavior(stats: TokenStats, batch: Batch, *, clamp: float | None =
     return difference(stats.logp, batch.logp_behavior, batch.mask, clamp=clamp)
 
 
+@needs("logp_old")
 def log_mismatch(stats: TokenStats, batch: Batch, *, clamp: float | None = None) -> Array:
     """o - b, log(pi_old / behaviour) of every scored token -> f32[N,T]: no gradient, data alone.
 
-    Between a trainer and a sampler of the same parameters it is their numerical disagreement, and the mass that
-    truncated sampling cut off; with stale rollouts it is the distance that the policy has moved as well.
+    o is what the trainer says of the policy at the beginning of the step, b what the sampler drew from. Of the same
+    parameters it is their numerical disagreement, and the mass that truncated sampling cut off; with stale rollouts it
+    is the distance that the policy has moved as well.
     """
     del stats
     return difference(batch.logp_old, batch.logp_behavior, batch.mask, clamp=clamp)

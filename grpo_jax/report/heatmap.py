@@ -1,5 +1,6 @@
-"""A table of numbers between -1 and 1 as coloured squares: an SVG file that needs nothing else. Equal numbers, equal
-bytes.
+"""A table of numbers between -1 and 1 as coloured squares: an SVG file that needs nothing else.
+
+Equal numbers give equal bytes.
 """
 
 import math
@@ -67,9 +68,9 @@ def draw(matrix: Matrix, names: Sequence[str], *, title: str, note: str = "") ->
             f" column for each of the {len(names)} names, at least one: give a square one"
         )
     labels = [_shortened(clean(name)) for name in names]
-    side = min(max(ROOM / len(names), SMALLEST), LARGEST)
-    longest = LETTER * max(map(len, labels)) + 10
-    rise = longest * math.sin(math.radians(SLANT)) + 12
+    side = min(max(ROOM // len(names), SMALLEST), LARGEST)
+    longest = math.ceil(LETTER * max(map(len, labels)) + 10)
+    rise = math.ceil(longest * math.sin(math.radians(SLANT)) + 12)
     at = _Layout(MARGIN + longest, HEAD + rise, side, len(names))
     size = at.count * side
     width = max(at.left + size + longest * math.cos(math.radians(SLANT)) + MARGIN, 380.0, MARGIN * 2 + 8 * len(title))
@@ -135,13 +136,13 @@ def _legend(at: _Layout) -> list[str]:
     steps, width, y = 21, 210.0, at.top + at.count * at.side + 14
     out = []
     for number in range(steps):
-        x = MARGIN + number * width / steps
+        x = MARGIN + 6 + number * width / steps
         value = -1 + 2 * number / (steps - 1)
         out.append(
             f'<rect x="{px(x)}" y="{px(y)}" width="{px(width / steps + 0.5)}" height="10" fill="{colour(value)}"/>'
         )
     for share, label in ((0.0, "-1"), (0.5, "0"), (1.0, "1")):
-        out.append(_text(MARGIN + share * width, y + 24, label, 11, f'fill="{MUTED}" text-anchor="middle"'))
+        out.append(_text(MARGIN + 6 + share * width, y + 24, label, 11, f'fill="{MUTED}" text-anchor="middle"'))
     return out
 
 

@@ -24,7 +24,7 @@ from grpo_jax.types import Array, Prompts, Reward, Rollouts
 
 Scorer = Callable[[Rollouts], Array]
 Expected = Callable[[Prompts], tuple[Array, Array]]
-"""Prompts -> (tokens i32[P, A] of the right answers, their lengths i32[P])."""
+"""Prompts -> (tokens i32[P, A] of the right answers, their lengths i32[P]); of steps, tokens i32[P, A, digits]."""
 
 
 class Span(NamedTuple):
@@ -124,6 +124,16 @@ def by_part(rollouts: Rollouts, *, name: str, rewards: tuple[Callable[[Rollouts]
     return chosen
 
 
+class Words(NamedTuple):
+    """Token ids of arithmetic: `zero` is the digit 0, whose nine successors are the others; -1: no such operator."""
+
+    zero: int
+    plus: int
+    minus: int
+    times: int
+    equals: int
+
+
 def chain_answer(
     prompts: Prompts, *, zero: int, plus: int, minus: int, times: int, equals: int, modulus: int, digits: int
 ) -> tuple[Array, Array]:
@@ -134,30 +144,88 @@ def chain_answer(
     are the other digits; an operator that the task lacks has id -1. Numbers are read digit by digit whatever their
     width; everything behind `equals` is ignored.
     """
+    value, _ = _running(prompts, Words(zero, plus, minus, times, equals), modulus=modulus)
+    return _written(value[:, -1], zero, digits), jnp.full_like(prompts.length, digits)
+
+
+def chain_values(
+    prompts: Prompts, *, zero: int, plus: int, minus: int, times: int, equals: int, modulus: int, digits: int
+) -> tuple[Array, Array]:
+    """The value after each operation of the expression, as digit tokens i32[P, S, digits], and their number i32[P].
+
+    Arguments as in `chain_answer`; places beyond the number of operations hold nothing.
+    """
+    value, ended = _running(prompts, Words(zero, plus, minus, times, equals), modulus=modulus)
+    place = jnp.cumsum(ended.astype(jnp.int32), axis=1) - 2  # the first number that ends is no operation yet
+    width = prompts.tokens.shape[1]
+    place = jnp.where(ended & (place >= 0), place, width)
+    row = jnp.arange(value.shape[0], dtype=jnp.int32)[:, None]
+    found = jnp.zeros_like(value).at[row, place].set(value, mode="drop")
+    return _written(found, zero, digits), jnp.maximum(ended.sum(axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def _running(prompts: Prompts, words: Words, *, modulus: int) -> tuple[Array, Array]:
+    """i32[P, S], the value of the expression up to each token, and bool[P, S], whether a number ends there."""
     width = prompts.tokens.shape[1]
     inside = jnp.arange(width, dtype=jnp.int32)[None, :] < prompts.length[:, None]
 
-    def step(carry: tuple[Array, ...], column: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+    def step(carry: tuple[Array, ...], column: tuple[Array, Array]) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
         value, number, operator, done = carry
         token, live = column
         live = live & ~done
-        digit = token - zero
+        digit = token - words.zero
         is_digit = live & (digit >= 0) & (digit <= 9)
-        is_end = live & (token == equals)
-        is_break = is_end | (live & ((token == plus) | (token == minus) | (token == times)))
-        added = jnp.where(operator == minus, value - number, value + number)
-        applied = jnp.where(operator == times, value * number, added)
+        is_end = live & (token == words.equals)
+        is_break = is_end | (live & ((token == words.plus) | (token == words.minus) | (token == words.times)))
+        added = jnp.where(operator == words.minus, value - number, value + number)
+        applied = jnp.where(operator == words.times, value * number, added)
         value = jnp.where(is_break, applied % modulus, value)
         number = jnp.where(is_break, 0, jnp.where(is_digit, number * 10 + digit, number))
         operator = jnp.where(is_break, token, operator)
-        return (value, number, operator, done | is_end), None
+        return (value, number, operator, done | is_end), (value, is_break)
 
     zeros = jnp.zeros_like(prompts.length)
     # The first number is added to 0: -2 is no operator's id, so it reads as an addition.
     start = (zeros, zeros, jnp.full_like(zeros, -2), zeros > 0)
-    (value, *_), _ = jax.lax.scan(step, start, (prompts.tokens.T, inside.T))
+    _, (value, ended) = jax.lax.scan(step, start, (prompts.tokens.T, inside.T))
+    return value.T, ended.T
+
+
+def _written(value: Array, zero: int, digits: int) -> Array:
+    """`value` i32[...] as digit tokens i32[..., digits], zeros in front."""
     power = jnp.array([10**p for p in range(digits - 1, -1, -1)], jnp.int32)
-    return value[:, None] // power[None, :] % 10 + zero, jnp.full_like(prompts.length, digits)
+    return value[..., None] // power.reshape((1,) * value.ndim + (-1,)) % 10 + zero
+
+
+def with_steps(
+    rollouts: Rollouts, *, reward: Callable[[Rollouts], Reward], values: Expected, think_close: int
+) -> Reward:
+    """`reward` with a reward for every step, for process supervision: ``token`` and ``step_end``.
+
+    A step is a value of `values` (prompts -> tokens i32[P, A, digits] and how many i32[P], see `chain_values`) written
+    before the first `think_close` of the row, or before the end of a row without one; it ends with its last digit and
+    earns 1 where the k-th number written is the k-th value, else 0, as do numbers beyond the last. One more step ends
+    with the last token of the row and earns the outcome. Outcome, components and `valid` are those of `reward`.
+    """
+    found = reward(rollouts)
+    right, count = values(rollouts.prompts)
+    right, count = right[rollouts.prompt], count[rollouts.prompt]
+    most, digits = right.shape[1:]
+    tokens, width = rollouts.tokens, rollouts.tokens.shape[1]
+    position = jnp.arange(width, dtype=jnp.int32)[None, :]
+    content = _content_length(rollouts)
+    closing = (position < content[:, None]) & (tokens == think_close)
+    thought = jnp.minimum(jnp.where(closing, position, width).min(axis=1), content)
+    number, digit = position // digits, position % digits
+    known = right.reshape(right.shape[0], -1)[:, jnp.minimum(number[0], most - 1) * digits + digit[0]]
+    same = (tokens == known) & (number < count[:, None])
+    so_far = jnp.cumsum(same.astype(jnp.int32), axis=1)
+    before = jnp.pad(so_far, ((0, 0), (digits, 0)))[:, :width]
+    ends = (digit == digits - 1) & (position < thought[:, None])
+    last = position == rollouts.length[:, None] - 1
+    earned = (so_far - before == digits).astype(found.outcome.dtype)
+    paid = jnp.where(last, found.outcome[:, None], jnp.where(ends, earned, jnp.zeros_like(earned)))
+    return found.replace(token=paid, step_end=(ends | last) & rollouts.mask)
 
 
 def _content_length(rollouts: Rollouts) -> Array:

@@ -16,7 +16,7 @@ from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
 from grpo_jax.updates.optimizer import AnyOptimizer, TrustRegion, build
 
-OF_THE_RECORD = ("logp_ref",)
+OF_THE_RECORD = ("logp_old", "logp_ref")
 """What a recipe may want that the record holds: the passes of an update do not compute it."""
 
 
@@ -122,6 +122,7 @@ def rounds(
     levels = batches.has_levels(batch)
     order = _order(settings, batch.rollouts.prompts.length.shape[0], key)
     weight = metrics.diagnostic_weight(batch) * settings.minibatches
+    newest = jnp.max(batch.rollouts.version)
 
     def one(state: TrainState, xs: tuple[Array, Array]) -> tuple[TrainState, tuple]:
         index, step_key = xs
@@ -130,7 +131,9 @@ def rounds(
         piece, logp = _accumulate(state.params, mini, settings, weight, levels, score)
         state, extra = move(state, piece, mini)
         gap = jnp.abs(mini.rollouts.logp_full - logp)
-        sampled = mini.rollouts.mask & mini.reward.valid[:, :, None]  # also rows that the grouping dropped
+        # Also rows that the grouping dropped, but none that earlier parameters sampled: there the two differ.
+        fresh = mini.reward.valid & (mini.rollouts.version == newest)
+        sampled = mini.rollouts.mask & fresh[:, :, None]
         return state, ({**piece.sums, **extra, "loss": piece.loss}, gap, sampled)
 
     keys = jax.random.split(jax.random.fold_in(key, 1), order.shape[0])
@@ -162,15 +165,21 @@ def statistics(
     settings: Gradient,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    want: tuple[str, ...] | None = None,
 ) -> TokenStats:
-    """What the policy `params` says of `rows`, as far as the recipe asks for it, and its entropy for the journal."""
-    want = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
+    """What the policy `params` says of `rows`: log-probabilities, and `want`.
+
+    None is what the recipe asks for and the entropy, which every journal has.
+    """
+    if want is None:
+        asked = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
+        want = tuple(sorted({*asked, "entropy"}))
     return logprobs(
         params,
         settings.model,
         rows.rollouts,
         temperature=settings.temperature,
-        want=tuple(sorted({*want, "entropy"})),
+        want=want,
         group_size=settings.group_size,
         chunk=settings.chunk,
         mesh=mesh,

@@ -127,6 +127,26 @@ def test_an_expectation_may_be_open_hold_for_every_variant_and_have_a_reason():
     assert wrong == ["b: skipped is 2, expected 0", "b: rise is 0.01, expected at least 0.02"]
 
 
+def test_equal_expectations_share_a_row_and_stand_beside_their_variants():
+    found = {"a": {0: a_run(0.0, rise=0.25)}, "b": {0: a_run(0.0, rise=0.01)}, "c": {0: a_run(0.0, rise=0.5)}}
+    claims = (*(Expectation(name, "rise", 0.05, math.inf) for name in "abx"), Expectation("c", "rise", 0, 1, "slow"))
+    section, wrong = tables.expected(claims, found)
+    assert section is not None and section.rows == (
+        ("2 variants: rise", "at least 0.05", "0.01 to 0.25", "no", ""),
+        ("c: rise", "0 to 1", "0.5", "yes", "slow"),
+    )
+    assert wrong == ["b: rise is 0.01, expected at least 0.05"]
+    plain = Section("T", (), ("variant", "x"), (("a", "1"), ("c", "2"), ("d", "3")))
+    assert tables.beside(plain, claims, measure="rise") == Section(
+        "T",
+        (),
+        ("variant", "x", "rise expected", "why"),
+        (("a", "1", "at least 0.05", ""), ("c", "2", "0 to 1", "slow"), ("d", "3", "-", "")),
+    )
+    assert tables.beside(plain, claims[:3], measure="rise").head == ("variant", "x", "rise expected")
+    assert tables.beside(plain, claims, measure="reward") == plain
+
+
 SECTION = Section("Title", ("Words \x1b[31m.",), ("variant", "x"), (("a|b", "1"), ("c", "-0.5 ± 1")))
 
 

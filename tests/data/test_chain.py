@@ -2,11 +2,14 @@ import re
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from grpo_jax.data import Chain, assert_disjoint
 from grpo_jax.data.counter import text_hash
+from grpo_jax.types import Rollouts
+from tests.laws.tiny import record
 
 TASK = Chain()
 LONG = Chain(operands=5, fewest=2, modulus=100, operators="*-", slack=3)
@@ -273,3 +276,35 @@ def test_a_typed_number_is_below_the_modulus_and_its_operator_occurs():
         with pytest.raises(ValueError, match="allowed are numbers below"):
             Chain(modulus=60, operators="-").read_prompt(text)
     assert Chain(modulus=60, operators="-").read_prompt("59-12")[0]
+
+
+def test_the_reward_of_a_process_is_that_of_the_outcome_with_steps():
+    task = Chain(styles=(0.0, 0.0, 1.0), dropped_tag=0.0)
+    shown = task.demonstrations(0, np.arange(3))
+    found = rewarded(task, shown, task.process_reward(format_weight=0.2))
+    outcome = rewarded(task, shown, task.reward(format_weight=0.2))
+    np.testing.assert_array_equal(found.outcome, outcome.outcome)
+    # Five values of one digit, all right, and the end: </think>, <answer>, a digit, </answer>, <eos> follow them.
+    steps = [[0, 1, 2, 3, 4, 9]] * 3
+    assert [np.flatnonzero(row).tolist() for row in np.asarray(found.step_end)] == steps
+    np.testing.assert_allclose(np.asarray(found.token)[:, steps[0]], [[1, 1, 1, 1, 1, 1.2]] * 3, rtol=1e-6)
+
+
+def rewarded(task: Chain, shown, reward):
+    """What `reward` says of demonstrations."""
+    rows, width = shown.tokens.shape
+    number, nothing = np.arange(rows, dtype=np.int32), np.zeros((rows, width), np.float32)
+    rollouts = record(
+        Rollouts,
+        prompts=shown.prompts,
+        prompt=number,
+        sample=np.zeros_like(number),
+        tokens=shown.tokens,
+        length=shown.length,
+        stopped=np.ones(rows, bool),
+        mask=np.arange(width)[None, :] < shown.length[:, None],
+        logp=nothing,
+        logp_full=nothing,
+        version=number,
+    )
+    return reward(jax.tree.map(jnp.asarray, rollouts))

@@ -36,6 +36,7 @@ def test_a_group_of_two_coins_by_hand():
     assert found.batches == 4
 
 
+@pytest.mark.slow
 def test_what_is_sampled_agrees_with_what_is_listed_within_its_standard_error():
     with jax.enable_x64(True):
         world, rule = chain(6), recipe(group_centered)

@@ -128,6 +128,7 @@ def test_the_corrected_gradient_is_that_of_the_reward_that_can_be_sampled(bandit
     near(bandits.found[how, "uncorrected"].ascent, arms.slope(kept) / kept.sum())
 
 
+@pytest.mark.slow
 def test_of_a_row_what_is_kept_is_the_probability_that_it_can_be_drawn_whole(words):
     found, world = words
     policy = np.exp(np.asarray(lab_log_probs(world)).sum(-1))
@@ -189,6 +190,7 @@ def test_a_larger_cap_trades_bias_for_variance(bandits: Arranged):
         assert sorted(square) == square
 
 
+@pytest.mark.slow
 def test_only_the_ratio_of_the_whole_row_is_unbiased(words):
     """The product over a row corrects for the states too; a token's own ratio (PPO) and GSPO's mean do not."""
     stale, _ = words
@@ -199,6 +201,7 @@ def test_only_the_ratio_of_the_whole_row_is_unbiased(words):
         near([stale["0.0", name].factor, stale["0.0", name].aside], [1.0, 0.0])
 
 
+@pytest.mark.slow
 def test_and_its_variance_is_the_largest(words):
     """GSPO (arXiv 2507.18071, section 3): the geometric mean of a row's ratios spreads least."""
     stale, _ = words

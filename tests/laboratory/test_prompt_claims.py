@@ -62,6 +62,7 @@ def test_dividing_by_the_deviation_favours_prompts_of_low_variance(weight: dict)
     assert weight["grpo"][0] > weight["grpo"][1] > weight["grpo"][2] < weight["grpo"][3] < weight["grpo"][4]
 
 
+@pytest.mark.slow
 def test_with_groups_of_two_the_division_changes_nothing_but_the_scale():
     """Of two answers one is right or the group is tied: sqrt(c (G - c)) has one value. The preference grows with G."""
     with jax.enable_x64(True):

@@ -65,7 +65,9 @@ def records(arrays: Mapping, prompts: int = 4) -> tuple[TokenStats, Collected]:
     )
     reward = Reward(outcome=arrays["reward"], valid=arrays["valid"])
     seen = {name: arrays[name] for name in ("logp_old", "logp_ref", "value_old")}
-    stats = TokenStats(**{name: arrays[name] for name in ("logp", "entropy", "value")})
+    stats = {name: arrays[name] for name in ("logp", "entropy", "value")}
+    # Any number that is not negative may stand for the divergence: no law knows where it comes from.
+    stats = TokenStats(**stats, kl_full=arrays["entropy"])
     return stats, Collected(rollouts=rollouts, reward=reward, **seen)
 
 

@@ -282,14 +282,16 @@ def test_forward_mode_and_second_derivatives_agree_with_reverse_mode(laboratory)
 
 REFERENCE = "grpo grpo_k1 grpo_k2 grpo_straight_through grpo_unbiased_kl grpo_adaptive_kl rloo_kl off_policy_masking"
 ENTROPY = "entropy_bonus entropy_target top_entropy"
+CORRECTED = "tis tis_sequence icepop mis_sequence geometric_mask rejection decoupled_ppo"
+"""They compare the old policy with the sampler, so the trainer says itself what the old policy is."""
 
 
 def test_a_recipe_says_what_it_reads():
     reads = dict.fromkeys(REFERENCE.split(), ("logp_ref",)) | dict.fromkeys(ENTROPY.split(), ("entropy",))
     reads["ppo_critic"] = ("value",)
+    reads |= dict.fromkeys(CORRECTED.split(), ("logp_old",)) | {"grpo_exact_kl": ("kl_full",)}
     assert {name: o.wants(recipe) for name, recipe in o.RECIPES.items()} == dict.fromkeys(o.RECIPES, ()) | reads
     assert o.wants(o.grpo(beta=0.0)) == o.wants(o.off_policy_masking(beta=0.0)) == ()
-    assert o.wants(o.grpo_exact_kl()) == ("kl_full",)
     bonus = o.Part(o.token_mean, o.scale(o.negative_entropy, by=0.01))
     recipe = dataclasses.replace(o.RECIPES["grpo"], parts=(*o.RECIPES["grpo"].parts, bonus))
     assert o.wants(recipe) == ("entropy", "logp_ref")

@@ -40,7 +40,7 @@ def test_names_stand_at_rows_and_columns_without_control_characters_and_shortene
 
 def test_equal_numbers_give_equal_bytes_and_a_table_that_is_not_square_is_refused():
     assert draw(MATRIX, "abc", title="T") == draw(MATRIX, "abc", title="T")
-    with pytest.raises(ValueError, match="matrix: got 3 rows of .* for each of the 2 names"):
+    with pytest.raises(ValueError, match=r"matrix: got 3 rows of .* for each of the 2 names"):
         draw(MATRIX, ["a", "b"], title="T")
 
 

@@ -7,7 +7,16 @@ import pytest
 
 from grpo_jax.data import Chain
 from grpo_jax.objectives import describe
-from grpo_jax.rewards.tokens import accuracy, by_part, chain_answer, combine, format_reward, span
+from grpo_jax.rewards.tokens import (
+    accuracy,
+    by_part,
+    chain_answer,
+    chain_values,
+    combine,
+    format_reward,
+    span,
+    with_steps,
+)
 from grpo_jax.types import Prompts, Reward, Rollouts
 
 # Ids of this file: 0..9 are digits.
@@ -221,3 +230,67 @@ def test_parts_that_do_not_fit_together_are_an_error():
         by_part(
             rollouts, name="kind", rewards=(partial(constant, value=1.0), partial(constant, value=1.0, name="other"))
         )
+
+
+# Steps
+
+
+def asked(*problems: list[int]) -> Prompts:
+    """These problems, tokens as in `test_chain_answer_evaluates_the_prompt`."""
+    tokens = np.full((len(problems), WIDTH), PAD, np.int32)
+    for row, line in zip(tokens, problems, strict=True):
+        row[: len(line)] = line
+    number, length = jnp.arange(len(problems), dtype=jnp.int32), jnp.array([len(p) for p in problems], jnp.int32)
+    return Prompts(jnp.asarray(tokens), length, number, number)
+
+
+PLUS, MINUS, TIMES, EQUALS = 10, 11, 12, 13
+ARITHMETIC = {"zero": 0, "plus": PLUS, "minus": MINUS, "times": TIMES, "equals": EQUALS}
+
+
+def test_the_values_of_a_chain_are_those_behind_each_operation():
+    prompts = asked([7, MINUS, 9, TIMES, 3, EQUALS, 5], [4, EQUALS], [2, 5, PLUS, 8, 0, EQUALS])
+    found, count = chain_values(prompts, **ARITHMETIC, modulus=10, digits=1)
+    assert count.tolist() == [2, 0, 1]
+    assert found[0, :2, 0].tolist() == [8, 4]  # 7 - 9 = -2 = 8, 8 * 3 = 24 = 4 modulo 10
+    found, count = chain_values(prompts, **ARITHMETIC, modulus=100, digits=2)
+    assert found[2, 0].tolist() == [0, 5] and found[0, :2].tolist() == [[9, 8], [9, 4]]  # 105, -2 and 294 modulo 100
+
+
+def outcomes(rollouts: Rollouts) -> Reward:
+    """1.2 for every row."""
+    return Reward(outcome=jnp.full(rollouts.length.shape, 1.2), valid=rollouts.length > 0)
+
+
+def test_every_step_of_a_chain_has_its_reward():
+    # Prompts 7 - 9 * 3 =: the values are 8 and 4. In the ids of this file END_THINK is 11.
+    prompts = asked(*[[7, MINUS, 9, TIMES, 3, EQUALS]] * 6)
+    given = rows(
+        [8, 4, END_THINK, ANSWER, 4, END_ANSWER, EOS],
+        [8, 5, END_THINK, ANSWER, 5, EOS],
+        [9, 4, 4, END_THINK, 4],  # the third number is one too many
+        [END_THINK, ANSWER, 4, EOS],
+        [8, 4],  # cut off: its last number is its last token
+        [8, THINK, END_THINK, 4],
+        fill=8,  # what stands behind a row is no step
+    ).replace(prompts=prompts)
+    given = given.replace(mask=jnp.arange(WIDTH)[None, :] < given.length[:, None])
+    values = partial(chain_values, **ARITHMETIC, modulus=10, digits=1)
+    found = with_steps(given, reward=outcomes, values=values, think_close=END_THINK)
+    steps = [[n for n in range(WIDTH) if row[n]] for row in np.asarray(found.step_end)]
+    assert steps == [[0, 1, 6], [0, 1, 5], [0, 1, 2, 4], [3], [0, 1], [0, 1, 3]]
+    paid = [np.asarray(found.token)[n, places].tolist() for n, places in enumerate(steps)]
+    end = pytest.approx(1.2)
+    assert paid == [[1, 1, end], [1, 0, end], [0, 1, 0, end], [end], [1, end], [1, 0, end]]
+    assert np.all(np.asarray(found.token)[~np.asarray(found.step_end)] == 0)
+    assert found.valid.all() and found.outcome.tolist() == [end] * 6
+
+
+def test_a_number_of_several_digits_is_right_as_a_whole():
+    prompts = asked(*[[9, 8, PLUS, 5, EQUALS]] * 3)  # 103 = 03 modulo 100
+    given = rows([0, 3, END_THINK, EOS], [0, 4, END_THINK, EOS], [1, 3, 0, END_THINK, EOS]).replace(prompts=prompts)
+    given = given.replace(mask=jnp.arange(WIDTH)[None, :] < given.length[:, None])
+    values = partial(chain_values, **ARITHMETIC, modulus=100, digits=2)
+    found = with_steps(given, reward=outcomes, values=values, think_close=END_THINK)
+    assert np.asarray(found.token)[:, 1].tolist() == [1, 0, 0]
+    assert [np.flatnonzero(row).tolist() for row in np.asarray(found.step_end)] == [[1, 3], [1, 3], [1, 4]]

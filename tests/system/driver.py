@@ -21,7 +21,7 @@ from grpo_jax import cli, heldout, journal, loop
 from grpo_jax.checkpoint import Checkpoints
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import Journal
-from grpo_jax.loop import course, finish, imitation, recorded, warm_starts
+from grpo_jax.loop import course, finish, imitation, recorded, rounds, warm_starts
 
 heldout.CHUNK = 16
 
@@ -65,9 +65,11 @@ PLACES: dict[str, tuple[Any, str]] = {
     "leaving": (warm_starts, "_fill"),
     "filling": (warm_starts, "_digest"),
     "recorded": (recorded.Tape, "keep"),
+    "round": (rounds.Gathering, "add"),
+    "rounds": (rounds.Gathering, "close"),
 }
 """Name of a fault -> the function whose call it replaces."""
-AFTER = {"saving", "leaving", "recorded"}
+AFTER = {"saving", "leaving", "recorded", "round"}
 """Faults that come when the function has done its work."""
 
 

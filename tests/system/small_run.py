@@ -9,10 +9,12 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from grpo_jax.data import Chain
+from grpo_jax.advantages import role_baseline
+from grpo_jax.data import Chain, Difficulty, Mixture
+from grpo_jax.dynamic import Dynamic
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Scoring, Train, WarmStart
 from grpo_jax.models import ModelConfig
-from grpo_jax.objectives import grpo, trpo
+from grpo_jax.objectives import grpo, ppo_critic, trpo
 from grpo_jax.rewards.tokens import combine
 from grpo_jax.sampling import Sampling
 from grpo_jax.types import Array, Rollouts
@@ -32,6 +34,7 @@ def digits(rollouts: Rollouts) -> Array:
 
 
 DATA = Chain(operands=3)
+KINDS = Mixture(parts={"longer": DATA, "shorter": Chain(operands=2)})
 PLAIN = Experiment(
     name="small",
     data=DATA,
@@ -65,6 +68,17 @@ PLAIN = Experiment(
     scoring=Scoring(workers=2, canary=False),  # what is called accuracy here is not that of the answer
 )
 
+CRITIC = dataclasses.replace(
+    PLAIN,
+    model=dataclasses.replace(PLAIN.model, critic="head"),
+    recipe=ppo_critic(beta=0.01),
+    optimizer=dataclasses.replace(PLAIN.optimizer, critic_rate=2.0, critic_warmup=3),
+)
+# Of groups of four, whose first token is right about every third time, a fifth is refused: most steps take two rounds,
+# and most leave something over.
+CHOOSY = dataclasses.replace(PLAIN.train, dynamic=Dynamic(rounds=3, component="accuracy"))
+PARTS = Mixture({"short": DATA, "sums": Chain(operands=3, operators="+")}, {"short": 0.75, "sums": 0.25})
+
 EXPERIMENT = PLAIN
 VARIANTS = {
     "plain": PLAIN,
@@ -74,7 +88,20 @@ VARIANTS = {
     "trust": dataclasses.replace(
         PLAIN, recipe=trpo(), optimizer=TrustRegion(delta=0.05, final=0.5, iterations=4, fisher_share=0.5)
     ),
+    "roles": dataclasses.replace(  # what its advantage remembers is part of every checkpoint
+        PLAIN, data=KINDS, recipe=dataclasses.replace(PLAIN.recipe, advantage=partial(role_baseline, name="category"))
+    ),
     "mesh": dataclasses.replace(PLAIN, mesh={"data": 2, "fsdp": 4}),
+    "critic": CRITIC,
+    "critic on a mesh": dataclasses.replace(
+        CRITIC, model=dataclasses.replace(PLAIN.model, critic="tower"), mesh={"data": 2, "fsdp": 4}
+    ),
+    "dynamic": dataclasses.replace(PLAIN, train=CHOOSY),
+    "dynamic_text": dataclasses.replace(PLAIN, train=CHOOSY, reward=None, recipe=grpo(beta=0.04)),
+    "dynamic_mesh": dataclasses.replace(PLAIN, train=CHOOSY, mesh={"data": 2, "fsdp": 4}),
+    "difficulty": dataclasses.replace(
+        PLAIN, data=PARTS, train=dataclasses.replace(CHOOSY, difficulty=Difficulty()), warm_start=None
+    ),
     "twins": dataclasses.replace(
         PLAIN, text_rewards={"accuracy": (always, 1.0), "digits": (digits_in_text, 0.25)}, warm_start=None
     ),

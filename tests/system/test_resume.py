@@ -90,7 +90,7 @@ def started(
     keywords: Mapping[str, Path] = NOTHING,
 ) -> subprocess.Popen[str]:
     """One process of a run; `keywords` are those of `grpo_jax.run`."""
-    devices = 8 if variant == "mesh" else 1
+    devices = 8 if "mesh" in variant else 1
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -199,7 +199,9 @@ def test_a_finished_run_is_finished(uninterrupted: Callable[[str], Path]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["plain", "penalty", "text", "cold", "mesh", "trust"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "penalty", "text", "cold", "mesh", "roles", "critic", "critic on a mesh", "trust"]
+)
 def test_every_kind_of_run_survives_every_kind_of_kill(variant: str, tmp_path: Path):
     only_warm = ("imitation", "begin")
     faults = [fault for fault in LONG if variant != "cold" or fault[0] not in only_warm]
@@ -238,6 +240,29 @@ def test_a_killed_run_with_a_shared_warm_start_and_recorded_rollouts_is_the_unin
     assert outcome(tmp_path / "c" / "run") == whole
     taken = [row for row in lines(tmp_path / "c" / "run" / "timing.jsonl") if "taken_from" in row]
     assert {row["phase"] for row in taken} == {"warm_start"}
+
+
+ROUNDS: Sequence[Fault] = [
+    ("round", 0),
+    ("round", 2),
+    ("saving", 1),
+    ("rounds", 1),
+    ("torn", 40),
+    ("round", 3),
+    ("term", 50),
+    ("commit", 1),
+    ("rounds", 0),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["dynamic", "dynamic_text", "dynamic_mesh", "difficulty"])
+def test_a_run_killed_between_its_rounds_is_the_uninterrupted_run(variant: str, tmp_path: Path):
+    interrupted(tmp_path / "a", variant, ROUNDS, steps=16)
+    assert attempt(tmp_path / "b", variant, steps=16).returncode == DONE
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+    steps = [row for row in lines(tmp_path / "b" / "metrics.jsonl") if row.get("dynamic/rounds")]
+    assert max(row["dynamic/rounds"] for row in steps) > 1 and max(row["dynamic/surplus"] for row in steps) > 0
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def walk(settings: AnyOptimizer, params: dict, *, critic: bool | None, steps: in
 
 
 @pytest.mark.parametrize("settings", [DECAYING, SGD(learning_rate=0.1, momentum=0.5)], ids=["adam", "sgd"])
-def test_policy_and_critic_learn_as_by_two_optimisers(settings: AnyOptimizer):
+def test_policy_and_critic_learn_as_by_two_optimisers(settings: Optimizer | SGD):
     together = walk(dataclasses.replace(settings, critic_rate=3.0), BOTH, critic=True)
     policy = walk(settings, POLICY, critic=None)
     critic = walk(dataclasses.replace(settings, learning_rate=3.0 * settings.learning_rate), CRITIC, critic=None)

@@ -118,6 +118,7 @@ RECIPES: dict[str, Recipe] = {
     "grpo_k2": grpo_k2(),
     "grpo_straight_through": grpo_straight_through(),
     "grpo_unbiased_kl": grpo_unbiased_kl(),
+    "grpo_exact_kl": grpo_exact_kl(),
     "grpo_adaptive_kl": grpo_adaptive_kl(),
     "ppo_adaptive_kl": ppo_adaptive_kl(),
     "trpo": trpo(),

@@ -74,7 +74,7 @@ def grpo_unbiased_kl(*, beta: float | str = 0.04, clip: float = 0.2) -> Recipe:
 
 
 def grpo_exact_kl(*, beta: float | str = 0.04, clip: float = 0.2) -> Recipe:
-    """GRPO with the exact divergence over the vocabulary in the loss; the update has to provide ``kl_full``.
+    """GRPO with the exact divergence over the vocabulary in the loss: no estimate, one more forward pass an update.
 
     Arguments as in `grpo_k1`.
     """
@@ -104,15 +104,14 @@ def grpo_adaptive_kl(
 def ppo_adaptive_kl(*, target: float = 0.01, initial: float = 1.0) -> Recipe:
     """PPO without a clip: -r A + beta KL(old || new), beta doubled or halved as the divergence leaves its band.
 
-    The divergence is the metric ``kl/old``. In a step of a single update it is measured before the update and is 0:
-    the rule needs several updates a batch.
+    The divergence is the metric ``kl/old_after``, measured behind the updates of the step by one more forward pass.
 
     Args:
         target: divergence from the old policy to hold, nats a token.
         initial: coefficient at the beginning.
     """
     penalty = partial(old_penalty, estimator=k3, direction="forward")
-    control = partial(following, name="beta_old", measure="kl/old", rule=partial(doubling, target=target))
+    control = partial(following, name="beta_old", measure="kl/old_after", rule=partial(doubling, target=target))
     return Recipe(
         parts=(Part(token_mean, add(unclipped, scale(penalty, by="beta_old"))),),
         advantage=group_standardized,
