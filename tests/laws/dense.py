@@ -49,7 +49,10 @@ def tokens(
     model: models.ModelConfig = MODEL,
     jacobian: bool = True,
 ) -> Tokens:
-    """The policy `params` of `model`, whose backward pass is plain, at the tokens; derivatives where asked for."""
+    """The policy `params` of `model` at the tokens of `rollouts`, and its derivatives where they are asked for.
+
+    The backward pass of the model has to be plain.
+    """
     prompts, n = rollouts.prompts, rollouts.tokens.shape[0]
     width = prompts.tokens.shape[1] + tiny.T
     lines, valid = np.zeros((n, width), np.int32), np.zeros((n, width), bool)

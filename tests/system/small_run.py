@@ -85,11 +85,11 @@ VARIANTS = {
     "penalty": dataclasses.replace(PLAIN, recipe=grpo(beta=0.04)),
     "text": dataclasses.replace(PLAIN, reward=None),
     "cold": dataclasses.replace(PLAIN, warm_start=None),
-    "roles": dataclasses.replace(  # what its advantage remembers is part of every checkpoint
-        PLAIN, data=KINDS, recipe=dataclasses.replace(PLAIN.recipe, advantage=partial(role_baseline, name="category"))
-    ),
     "trust": dataclasses.replace(
         PLAIN, recipe=trpo(), optimizer=TrustRegion(delta=0.05, final=0.5, iterations=4, fisher_share=0.5)
+    ),
+    "roles": dataclasses.replace(  # what its advantage remembers is part of every checkpoint
+        PLAIN, data=KINDS, recipe=dataclasses.replace(PLAIN.recipe, advantage=partial(role_baseline, name="category"))
     ),
     "mesh": dataclasses.replace(PLAIN, mesh={"data": 2, "fsdp": 4}),
     "critic": CRITIC,
