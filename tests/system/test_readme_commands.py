@@ -67,6 +67,20 @@ COMMANDS = (
     Short("grpo-jax report runs/quickstart runs/mine *", "", (r"compare\.html",)),
     Short("grpo-jax report runs/quickstart", "", (r"report\.html",)),
     Short("grpo-jax ablate experiments/ablate_objectives.py", ABLATED, (r"grpo-adam", r"should coincide"), quick=False),
+    Short(
+        "python experiments/compare_gradients.py",
+        f"{settings(MODEL + ' ' + WARM)} --recipes grpo,dapo --rows 32 --dir runs/compared",
+        (r"grpo", r"dapo", r"gradients\.svg"),
+        quick=False,
+    ),
+    Short("python experiments/estimators.py", "", (r"k3",), quick=False),
+    Short(
+        "grpo-jax ablate experiments/all_recipes.py",
+        f"{settings(MODEL + ' ' + WARM)} --set train.steps=5 --set train.prompts=4 --set train.group_size=4"
+        " --set evaluation.prompts=8 --set evaluation.full_prompts=8 --variants grpo,tis --seeds 0",
+        (r"grpo", r"What the file expects"),
+        quick=False,
+    ),
     Short('grpo-jax sample runs/quickstart --prompt "7-7+6-7-2*1=" *', "--samples 2", (r"7-7\+6-7-2\*1=",)),
 )
 PLACEHOLDERS = {"FILE": "questions.jsonl"}
