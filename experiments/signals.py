@@ -11,6 +11,7 @@ something that rewards of completions do not say, and the run finds it out:
 ``process``       a reward for every value of the chain, right or wrong: process supervision
 ``adaptive_kl``   how far a step has moved the policy, measured behind it: the penalty of PPO doubles or halves
 ``truncated``     sampling without its least likely tenth, corrected by what the trainer says of the same tokens
+``demonstrated``  a right answer that the policy did not write, in every group: LUFFY
 ``roles``         the mean reward of each of two kinds of problems, remembered from step to step
 """
 
@@ -22,10 +23,11 @@ from grpo_jax.advantages import optimal_token_baseline, process_supervision, rem
 from grpo_jax.data import Chain, Mixture
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
 from grpo_jax.models import ModelConfig
-from grpo_jax.objectives import decoupled_ppo, grpo, grpo_exact_kl, ppo_adaptive_kl
+from grpo_jax.objectives import decoupled_ppo, grpo, grpo_exact_kl, luffy, ppo_adaptive_kl
 from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
+IMITATION = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
 TASK = Chain(styles=(0.5, 0.1, 0.4), dropped_tag=0.25)
 KINDS = Mixture(parts={"long": TASK, "short": replace(TASK, operands=4)})
 GRPO = grpo(beta=0.0)
@@ -54,7 +56,7 @@ EXPERIMENT = Experiment(
         gate=0.32,
         check_every=100,
         rows=32,
-        optimizer=Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1),
+        optimizer=IMITATION,
     ),
     train=Train(steps=160, prompts=32, group_size=8, epochs=2, minibatches=2),
     optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
@@ -79,6 +81,7 @@ VARIANTS = {
     ),
     "adaptive_kl": variant("adaptive_kl", recipe=ppo_adaptive_kl(target=0.01)),
     "truncated": variant("truncated", recipe=decoupled_ppo(), sampling=EXPERIMENT.sampling.replace(top_p=0.9)),
+    "demonstrated": variant("demonstrated", recipe=luffy(), train=replace(EXPERIMENT.train, demonstrations=1)),
     "roles": variant(
         "roles",
         data=KINDS,

@@ -33,6 +33,7 @@ class Train:
     chunk: int | None = None  # completion tokens whose logits exist at a time; None: chosen from the vocabulary
     gap_limit: float = 1e-3  # nats; a larger logp_gap/max stops the run: sampler and trainer disagree
     skip_limit: int = 5  # updates refused in a row before the run stops
+    demonstrations: int = 0  # rows of every group that are not sampled but the task's demonstration: 0 or 1
     dynamic: Dynamic | None = None  # sample rounds of prompts until enough groups are informative
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
 
@@ -193,6 +194,7 @@ def most_draws(train: Train) -> int:
 
 def _check_ranges(experiment: Experiment) -> None:
     train, evaluation, saving = experiment.train, experiment.evaluation, experiment.saving
+    shown = train.demonstrations
     draws, least = most_draws(train), evaluation.prompts
     full = least if evaluation.full_prompts is None else evaluation.full_prompts
     checks: tuple[tuple[str, object, bool, str], ...] = (
@@ -200,6 +202,7 @@ def _check_ranges(experiment: Experiment) -> None:
         ("train.steps", train.steps, train.steps >= 0, ">= 0"),
         ("train.prompts", train.prompts, train.prompts >= 1, ">= 1"),
         ("train.steps * train.prompts * rounds", draws, draws < 2**31, "below 2^31"),
+        ("train.demonstrations", shown, 0 <= shown < min(train.group_size, 2), "0, or 1 of a larger group"),
         ("train.gap_limit", train.gap_limit, train.gap_limit > 0, "> 0"),
         ("train.skip_limit", train.skip_limit, train.skip_limit >= 1, ">= 1"),
         ("evaluation.every", evaluation.every, evaluation.every >= 1, ">= 1"),
@@ -343,7 +346,12 @@ def step_settings(experiment: Experiment) -> Step:
         microbatches=train.microbatches,
         chunk=train.chunk,
     )
-    return Step(gradient=gradient, sampling=experiment.sampling, reward=experiment.reward)
+    return Step(
+        gradient=gradient,
+        sampling=experiment.sampling,
+        reward=experiment.reward,
+        demonstrations=train.demonstrations,
+    )
 
 
 def warm_settings(experiment: Experiment, warm: WarmStart) -> Gradient:

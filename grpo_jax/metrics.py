@@ -88,7 +88,11 @@ def diagnostics(recipe: Recipe) -> dict[str, Term]:
 
 
 def diagnostic_sums(recipe: Recipe, stats: TokenStats, batch: Batch) -> dict[str, Array]:
-    """Sum of every diagnostic over the scored tokens of `batch` -> name -> f32[]; what lacks its input is left out."""
+    """Sum of every diagnostic over the tokens that a policy sampled and that were scored -> name -> f32[].
+
+    What lacks its input is left out.
+    """
+    batch = batch.replace(mask=_sampled(batch))
     stats, batch = clean(jax.lax.stop_gradient(stats), batch)
     there = {name for name, value in {**vars(stats), "logp_ref": batch.logp_ref}.items() if value is not None}
     table = diagnostics(recipe)
@@ -99,8 +103,13 @@ def diagnostic_sums(recipe: Recipe, stats: TokenStats, batch: Batch) -> dict[str
 
 
 def diagnostic_weight(batch: Batch) -> Array:
-    """1 / (scored tokens of the whole batch) -> f32[], what turns sums into means."""
-    return 1.0 / jnp.maximum(masked.count(batch.mask, dtype=batch.advantage.dtype), 1.0)
+    """1 / (sampled and scored tokens of the whole batch) -> f32[], what turns sums into means."""
+    return 1.0 / jnp.maximum(masked.count(_sampled(batch), dtype=batch.advantage.dtype), 1.0)
+
+
+def _sampled(batch: Batch) -> Array:
+    """bool[N,T], the scored tokens of rows that are no demonstrations."""
+    return batch.mask & (batch.rollouts.version >= 0)[:, None]
 
 
 def finalise(means: Mapping[str, Array]) -> dict[str, Array]:
@@ -150,8 +159,8 @@ def mismatch_metrics(batch: Batch) -> Metrics:
 def length_metrics(rollouts: Rollouts) -> Metrics:
     """Mean number of tokens a completion, and the share of completions that ended by themselves."""
     return {
-        "length/mean": jnp.mean(rollouts.length.astype(rollouts.logp.dtype)),
-        "length/stopped": jnp.mean(rollouts.stopped.astype(rollouts.logp.dtype)),
+        "length/mean": masked.mean(rollouts.length.astype(rollouts.logp.dtype), rollouts.version >= 0),
+        "length/stopped": masked.mean(rollouts.stopped.astype(rollouts.logp.dtype), rollouts.version >= 0),
     }
 
 

@@ -25,7 +25,7 @@ def rollout_records(
     tokens = np.maximum(batch.mask.sum(1), 1)
     advantage = (np.where(batch.mask, batch.advantage, 0).sum(1) / tokens).tolist()
     draw, stopped = rollouts.prompts.draw[rollouts.prompt].tolist(), rollouts.stopped.tolist()
-    valid = reward.valid.tolist()
+    valid, version = reward.valid.tolist(), rollouts.version.tolist()
     outcome, sample = reward.outcome.tolist(), rollouts.sample.tolist()
     components = {name: values.tolist() for name, values in reward.components.items()}
     group = batch.group.T.tolist() if batch.group.ndim == 2 else batch.group.tolist()
@@ -47,6 +47,7 @@ def rollout_records(
             "reward": outcome[n],
             "advantage": advantage[n],
             "group": group[n],
+            **({"demonstrated": True} if version[n] < 0 else {}),
         }
 
 

@@ -67,6 +67,7 @@ class Step:
     gradient: Gradient
     sampling: Sampling
     reward: TokenReward | None = None
+    demonstrations: int = 0  # rows of each prompt, of its group, that are not sampled
 
     def __post_init__(self) -> None:
         temperature = float(self.sampling.temperature)
@@ -288,7 +289,7 @@ def learn_rows(
     state = state.replace(step=state.step + 1, cursor=state.cursor + draws, coef=coef)
     metrics = {
         **metrics,
-        **measure.reward_metrics(reward),
+        **measure.reward_metrics(reward.replace(valid=reward.valid & (rollouts.version >= 0))),
         **measure.length_metrics(rollouts),
         # A critic compares a row with what was expected of it, and not with the other rows of its group.
         **(measure.group_metrics(reward, labels) if batch.returns is None else measure.value_metrics(batch)),

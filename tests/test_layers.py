@@ -26,7 +26,10 @@ STEPS = (
     ("2 devices", ("hosts", "sharding")),
     ("2 models", ("models",)),
     ("2 sampling", ("sampling",)),
-    ("3 training", ("train", "updates", "dynamic", "checkpoint", "lifeline", "journal", "compiled", "memory")),
+    (
+        "3 training",
+        ("train", "updates", "dynamic", "demonstrations", "checkpoint", "lifeline", "journal", "compiled", "memory"),
+    ),
     ("4 tasks", ("data", "text", "evaluate", "rewards", "questions", "verdict")),
     ("4 testing", ("testing", "laboratory")),
     (

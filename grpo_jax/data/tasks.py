@@ -86,6 +86,20 @@ class Answering(Protocol):
         ...
 
 
+def shown(task: Task, seed: int, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+    """The demonstrations of these very prompts, drawn with `seed`: tokens i32[P, T] and lengths i32[P].
+
+    Raises ValueError where the demonstrations of a draw are those of another problem.
+    """
+    found = task.demonstrations(seed, np.asarray(prompts.draw))
+    if _keys(found.prompts) != _keys(prompts):
+        raise ValueError(
+            f"train.demonstrations: got a {type(task).__name__}, which demonstrates other problems than it draws;"
+            " allowed are tasks whose demonstrations answer the same draws: set train.demonstrations=0"
+        )
+    return found.tokens, found.length
+
+
 def records(task: Task, rollouts: Rollouts) -> list[Record]:
     """One `Record` a row, for text rewards: decoded prompt and completion (without its stop token), right answer."""
     given = rollouts.prompts

@@ -15,6 +15,8 @@ import numpy as np
 from grpo_jax import STARTED
 from grpo_jax.compiled import compiled
 from grpo_jax.data import records
+from grpo_jax.data.tasks import shown
+from grpo_jax.demonstrations import mixed
 from grpo_jax.heldout import Judge
 from grpo_jax.loop.greedy import Greedy
 from grpo_jax.loop.scoring import check_scored, submitted, together
@@ -112,7 +114,8 @@ class Phases:
     ) -> None:
         change, mesh = settings.gradient, judge.mesh
         shared = {"mesh": mesh, "model": change.model, "group_size": change.group_size}
-        self._sample = compiled(sample_rows, sampling=settings.sampling, **shared)
+        self._shows, count = settings.demonstrations > 0, change.group_size - settings.demonstrations
+        self._sample = compiled(sample_rows, sampling=settings.sampling, **{**shared, "group_size": count})
         self._want, how = looks(change.recipe), {"temperature": change.temperature, "chunk": change.chunk}
         self._look = compiled(look_rows, want=self._want, **how, **shared)
         self._learn = compiled(learn_rows, mesh=mesh, donate=("state",), settings=change)
@@ -128,10 +131,12 @@ class Phases:
         size, mesh = prompts.length.shape[0] // self._chunks, self._judge.mesh
         cuts = [slice(begin, begin + size) for begin in range(0, size * self._chunks, size)]
         parts = [jax.tree.map(lambda x, cut=cut: x[cut], prompts) for cut in cuts]
-        return [
-            place_rows(self._sample(state.params, place_rows(part, mesh), self._keys[0], state.step), mesh)
-            for part in parts
-        ]
+        rows = [self._sample(state.params, place_rows(part, mesh), self._keys[0], state.step) for part in parts]
+        if self._shows:
+            mix = compiled(mixed, mesh=mesh)
+            taught = [place_rows(shown(self._judge.task, self._judge.seed, part), mesh) for part in parts]
+            rows = [mix(row, *demonstrated) for row, demonstrated in zip(rows, taught, strict=True)]
+        return [place_rows(row, mesh) for row in rows]
 
     def score(self, state: TrainState, parts: Sequence[Rollouts], *, look: bool = True) -> Scored:
         """Score the rows: begin to, on token ids; wait for it, on text, while the policies look at them.

@@ -162,6 +162,7 @@ def identity(experiment: Experiment) -> dict[str, str | int]:
         "source_digest": objectives.source_digest(reading),
         "train.prompts": experiment.train.prompts,
         "train.group_size": experiment.train.group_size,
+        **({"train.demonstrations": shown} if (shown := experiment.train.demonstrations) else {}),
     }
 
 
@@ -202,6 +203,7 @@ def _line(seed: int, step: int, by: str, rollouts: Rollouts, reward: Reward, sco
         "by": by,
         "draw": np.asarray(rollouts.prompts.draw).tolist(),
         "version": int(np.asarray(rollouts.version)[0]),
+        "versions": None if (rollouts.version == rollouts.version[0]).all() else _packed(rollouts.version),
         "rollouts": {name: _packed(getattr(rollouts, name)) for name in _SAMPLED if name != "experts"},
         "outcome": _packed(reward.outcome),
         "valid": _packed(reward.valid),
@@ -215,7 +217,8 @@ def _read(line: Mapping[str, Any], prompts: Prompts, by: str) -> Scored:
     if line["draw"] != np.asarray(prompts.draw).tolist():
         raise ValueError("they answer other draws")
     arrays: dict[str, Any] = {name: _unpacked(value) for name, value in line["rollouts"].items()}
-    version: Any = np.full(arrays["tokens"].shape[0], line["version"], np.int32)
+    each = line.get("versions")
+    version: Any = _unpacked(each) if each else np.full(arrays["tokens"].shape[0], line["version"], np.int32)
     rollouts = Rollouts(prompts=prompts, version=version, **arrays)
     components: Any = {name: _unpacked(values) for name, values in line["components"].items()}
     given: dict[str, Any] = {
