@@ -47,9 +47,18 @@ format: $(DEV) ## put the code into the format that lint asks for
 	$(RUN) -m ruff check --fix-only .
 	$(RUN) -m ruff format .
 
+# What measures a claim in minutes; the others of benchmarks/ train for minutes a seed, or wait on purpose.
+QUICK := benchmarks/advantages.py benchmarks/losses.py
+BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+measure = @for script in $(1); do echo "== $$script"; $(RUN) "$$script" $(ARGS) || exit; done
+
 .PHONY: bench
-bench: $(CORE) ## every script of benchmarks/; a result is a JSON file with commit and device
-	@for script in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do echo "== $$script"; $(RUN) "$$script" $(ARGS) || exit; done
+bench: $(CORE) ## what advantages and losses cost, in minutes; a result is a JSON file with commit and device
+	$(call measure,$(QUICK))
+
+.PHONY: bench-all
+bench-all: $(CORE) ## every script of benchmarks/: hours
+	$(call measure,$(BENCHMARKS))
 
 .PHONY: clean
 clean: ## remove the environment and the caches

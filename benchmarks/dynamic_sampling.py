@@ -105,7 +105,7 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for case, runs in found.items():
         for run in [*runs, {"seed": "median", **middle(runs)}]:
             seconds = [_shown(run[name], "{:.1f}") for name in ("cpu_seconds", "evaluation_cpu_seconds")]
-            cells = [case, str(run["seed"]), _shown(run["steps"], "{}"), _shown(run["samples"], "{:,.0f}"), *seconds]
+            cells = [case, str(run["seed"]), _shown(run["steps"], "{:g}"), _shown(run["samples"], "{:,.0f}"), *seconds]
             rows.append("| " + " | ".join([*cells, _shown(run["accuracy_after"], "{:.1%}")]) + " |")
     return "\n".join(rows)
 

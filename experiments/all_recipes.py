@@ -28,10 +28,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from grpo_jax import cli
-from grpo_jax.advantages import ADVANTAGES, group_standardized
+from grpo_jax.advantages import ADVANTAGES
 from grpo_jax.experiment import Evaluation, Experiment, Train
 from grpo_jax.groups import by_prompt
-from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, ppo_critic, token_mean, unclipped, wants
+from grpo_jax.objectives import RECIPES, Part, Recipe, ppo_clip, ppo_critic, token_mean, wants
 from grpo_jax.train import TokenReward
 from grpo_jax.types import Reward, Rollouts
 from grpo_jax.updates import TrustRegion
@@ -63,14 +63,12 @@ ALONE = (
     "reinforce_batch_norm",
     "reinforce_pp",
     "reinforce_pp_baseline",
+    "remax",
     "optimal_token_baseline",
     "process_supervision",
 )
 """Advantages that are in no recipe of the library."""
-LEFT_OUT = {
-    "remax": "the reward of a greedy completion of every prompt, which is not sampled in training",
-    "role_baseline": "roles of a game: here all prompts are of one kind",
-}
+LEFT_OUT = {"role_baseline": "roles are labels of prompts, and here all are of one kind: see signals.py"}
 """Advantages that cannot be tried here, with what they need."""
 AGREED = "as ppo_clip: sampler and trainer hold the same parameters, so that the weights are 1"
 REMARKS = {
@@ -127,7 +125,6 @@ def of_recipe(recipe: Recipe) -> Experiment:
     return replace(EXPERIMENT, recipe=recipe, model=model)
 
 
-SURROGATE = Recipe(parts=(Part(token_mean, unclipped),), advantage=group_standardized, grouping=by_prompt)
 VARIANTS = {
     **{name: of_recipe(recipe) for name, recipe in RECIPES.items()},
     **{name: of_recipe(of_advantage(name)) for name in ALONE},
@@ -138,7 +135,7 @@ VARIANTS |= {
         VARIANTS["process_supervision"], reward=partial(in_steps, reward=REWARD, thought=END_OF_THOUGHT)
     ),
     "trpo": replace(
-        of_recipe(SURROGATE),
+        of_recipe(RECIPES["trpo"]),
         optimizer=TrustRegion(),
         train=replace(EXPERIMENT.train, epochs=1, minibatches=1),
     ),

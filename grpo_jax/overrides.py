@@ -2,6 +2,7 @@
 
 Paths go through nested dataclasses, into the keywords of `functools.partial`, into tuples by number (or by the name of
 a field) and into mappings by key. A value is read by the annotation of its place, or by the type of what stands there.
+A recipe, an advantage and a grouping of the library are given by their names: ``--set recipe=dapo``.
 All assignments are applied at once, so that settings which only fit together can be changed together in any order.
 """
 
@@ -16,9 +17,19 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_jax.advantages import ADVANTAGES
+from grpo_jax.groups import GROUPINGS
+from grpo_jax.objectives import RECIPES
+
 _Tree = dict[str, "str | _Tree"]
 _CHOOSE = ": choose one of these"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
+NAMED: Mapping[str, Mapping[str, Any]] = {
+    "recipe": RECIPES,
+    "recipe.advantage": ADVANTAGES,
+    "recipe.grouping": GROUPINGS,
+}
+"""Path of a setting that holds functions -> those of the library that may stand there, by name."""
 
 
 def override(experiment: Any, assignments: Sequence[str]) -> Any:
@@ -166,6 +177,8 @@ def _join(where: str, name: str) -> str:
 
 def _read(text: str, kind: Any, old: Any, path: str) -> Any:
     """`text` as a value of the annotation `kind`, or of the type of `old` where the annotation says nothing."""
+    if path in NAMED:
+        return _of_the_library(text, path)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if not text and (isinstance(old, tuple | Mapping) or origin in (tuple, Mapping, dict)):
         brackets = "()" if isinstance(old, tuple) or origin is tuple else "{}"
@@ -234,6 +247,16 @@ def _shown(value: Any) -> str:
     if (dataclasses.is_dataclass(value) and not isinstance(value, type)) or hasattr(value, "_fields"):
         return f"a {type(value).__name__} of {parts}"
     return f"{value!r:.80}"
+
+
+def _of_the_library(text: str, path: str) -> Any:
+    """The recipe, advantage or grouping that the library calls `text`."""
+    table = NAMED[path]
+    if text not in table:
+        near = difflib.get_close_matches(text, table, n=1)
+        remedy = f"did you mean {path}={near[0]}?" if near else f"write for instance {path}={next(iter(table))}"
+        raise ValueError(f"--set {path}: got {text!r}, allowed {', '.join(table)}: {remedy}")
+    return table[text]
 
 
 def _read_union(text: str, options: Sequence[Any], old: Any, path: str) -> Any:

@@ -20,6 +20,7 @@ from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
 from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
+from grpo_jax.updates import TrustRegion
 
 UNBOUNDED = frozenset({"train.gap_limit"})
 """Numbers that may be infinite, which switches off what they limit."""
@@ -200,6 +201,11 @@ def _check_critic(experiment: Any) -> None:
         raise ValueError(
             "recipe.parts: got none that teaches the critic, whose values the advantage reads, so it would stay at 0;"
             " allowed is a recipe with one: add Part(token_mean, value_clip), as objectives.ppo_critic does"
+        )
+    if taught and isinstance(experiment.optimizer, TrustRegion):
+        raise ValueError(
+            "optimizer: got TrustRegion, allowed Optimizer, SGD with a recipe that teaches a critic: a trust region"
+            " bounds what the policy says and nothing bounds a value; take another optimizer, or a recipe without one"
         )
     optimizers = {"optimizer": (experiment.optimizer, taught)}
     if experiment.warm_start is not None:

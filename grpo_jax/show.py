@@ -18,7 +18,7 @@ from grpo_jax.origin import held
 from grpo_jax.report.choice import FILTERS, judges, pick, reward_of
 from grpo_jax.report.sets import table_of_sets
 
-CURVES = ("reward/mean", "accuracy/heldout", "length/mean", "entropy")
+CURVES = ("reward/mean", "accuracy/heldout", "length/mean", "entropy", "value/mean", "value/explained_variance")
 WIDTH, SPARKS = 100, 40
 """Columns of the page, and those of a curve."""
 

@@ -257,7 +257,7 @@ def denominator(rows: str, m: Any, h: Hyper) -> Any:
 def reduced(loss: Any, m: Any, h: Hyper, rows: str | None = None) -> Any:
     """(B,T) losses to a number."""
     n = np.maximum(m.sum(1), 1)
-    rows = rows or h.get("sequence_denominator") or "all_rows"
+    rows = str(rows or h.get("sequence_denominator") or "all_rows")
     kept = jnp.where(m > 0, loss, 0.0)
     match h["aggregation"]:
         case "token-mean":

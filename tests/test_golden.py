@@ -295,7 +295,8 @@ def aggregation(hyper: Hyper, mask: Array, rows: str | None = None) -> tuple[Cal
     name, scale, batch_rows = hyper["aggregation"], float(hyper.get("dp_size", 1)), mask.shape[0]
     given = hyper.get("global_denominator")
     constant = float(hyper.get("norm_constant", mask.shape[1]))
-    rows = rows or hyper.get("sequence_denominator") or ("none" if name.endswith("-norm") else "nonempty_rows")
+    own = "none" if name.endswith("-norm") else "nonempty_rows"
+    rows = str(rows or hyper.get("sequence_denominator") or own)
     whole = {"all_rows": "all", "given": "all", "nonempty_rows": "nonempty", "none": "none"}[rows]
     if given is not None and name in ("token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
         length = constant if name.endswith("-norm") else 1.0
@@ -915,7 +916,7 @@ def verdicts(folder: Path) -> Iterator[Verdict]:
 def main() -> int:
     """Judge the set that the environment names."""
     jax.config.update("jax_enable_x64", True)
-    counts = dict.fromkeys(("matched", "failed", "unbound"), 0)
+    counts: dict[str, int] = {"matched": 0, "failed": 0, "unbound": 0}
     report = os.environ.get("GRPO_GOLDEN_REPORT")
     with open(report or os.devnull, "w", encoding="utf-8") as lines:
         for verdict in verdicts(Path(os.environ.get("GRPO_GOLDEN_DIR") or HERE)):

@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 
 import pytest
 
+from grpo_jax.advantages import opo
+from grpo_jax.groups import drop_tied
+from grpo_jax.objectives import RECIPES
 from grpo_jax.overrides import override, repeated
 from tests.system.small_run import PLAIN
 
@@ -236,7 +239,10 @@ def test_an_experiment_is_changed_in_every_corner():
         ("train.prompts=9", "the nearest valid numbers are 8 and 10"),
         ("model.vocab=3", "allowed 20, the tokenizer's"),
         ("warm_start.gate=50", "allowed 0 to 1"),
-        ("recipe=dapo", "which no text can give; allowed is a part of it: set for instance recipe.parts"),
+        (
+            "recipe.parts.0.term=dapo",
+            "which no text can give; allowed is a part of it: set for instance recipe.parts.0",
+        ),
         # What is no number is told the range in which its own constructor wants it.
         ("train.steps=many", "got 'many', allowed is a value of type int, >= 0: write for instance train.steps=6"),
         ("sampling.top_p=x", "a value of type float, 0 < top_p <= 1, where 1 cuts nothing: write for instance"),
@@ -247,3 +253,33 @@ def test_an_experiment_is_changed_in_every_corner():
 def test_an_experiment_refuses_in_words(assignment: str, sentence: str):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         override(PLAIN, [assignment])
+
+
+def test_recipes_advantages_and_groupings_of_the_library_are_given_by_name():
+    assert override(PLAIN, ["recipe=dapo"]).recipe is RECIPES["dapo"]
+    changed = override(PLAIN, ["recipe.advantage=opo", "recipe.grouping=drop_tied", "train.steps=3"])
+    assert changed.recipe == dataclasses.replace(PLAIN.recipe, advantage=opo, grouping=drop_tied)
+    critic = override(PLAIN, ["recipe=ppo_critic", "model.critic=head"])
+    assert critic.recipe == RECIPES["ppo_critic"] and critic.model.critic == "head"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("recipe=dapoo", "--set recipe: got 'dapoo', allowed grpo, dr_grpo, .*: did you mean recipe=dapo?"),
+        ("recipe=", "--set recipe: got '', allowed grpo, .*: write for instance recipe=grpo"),
+        ("recipe.advantage=opos", "--set recipe.advantage: got 'opos', .*did you mean recipe.advantage=opo?"),
+        (
+            "recipe.grouping=by_promt",
+            "--set recipe.grouping: got 'by_promt', .*did you mean recipe.grouping=by_prompt?",
+        ),
+    ],
+)
+def test_an_unknown_name_of_the_library_is_refused_with_the_nearest(assignment: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        override(PLAIN, [assignment])
+
+
+def test_a_recipe_and_a_part_of_it_are_not_both_taken():
+    with pytest.raises(ValueError, match=r"got recipe and recipe\.advantage, allowed is a setting or a part of it"):
+        override(PLAIN, ["recipe=dapo", "recipe.advantage=opo"])

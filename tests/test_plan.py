@@ -35,6 +35,17 @@ def test_sizes_are_those_of_the_settings_by_hand():
     assert 0 <= found["optimizer_mb"] * 1e6 - 8 * PARAMETERS <= 64
 
 
+def test_a_critic_is_counted():
+    # A value head: a number for each of 16 units and one more. A tower: all but the output matrix of 20 tokens too.
+    head, tower = (
+        dataclasses.replace(small_run.CRITIC, model=dataclasses.replace(PLAIN.model, critic=kind))
+        for kind in ("head", "tower")
+    )
+    assert sizes(head)["parameters"] == PARAMETERS + 17
+    assert sizes(tower)["parameters"] == 2 * PARAMETERS - 20 * 16 + 17
+    assert sizes(tower)["optimizer_mb"] * 1e6 >= 8 * (2 * PARAMETERS - 20 * 16 + 17)
+
+
 def test_the_command_prints_settings_sizes_and_a_scored_demonstration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,6 +9,8 @@ import pytest
 from grpo_jax import advantages, groups, objectives
 from grpo_jax.experiment import Experiment
 from grpo_jax.types import Array, Collected
+from grpo_jax.updates import TrustRegion
+from tests.system import small_run
 from tests.system.small_run import PLAIN
 
 
@@ -46,6 +48,10 @@ REFUSED = {
             changed("model", critic="head"), recipe=dataclasses.replace(PLAIN.recipe, advantage=advantages.gae)
         ),
         r"recipe\.parts: got none that teaches the critic, .*Part\(token_mean, value_clip\)",
+    ),
+    "a critic in a trust region": (
+        lambda: dataclasses.replace(small_run.CRITIC, optimizer=TrustRegion()),
+        r"optimizer: got TrustRegion, allowed Optimizer, SGD with a recipe that teaches a critic",
     ),
     "a rate of no critic": (
         lambda: changed("optimizer", critic_rate=2.0),

@@ -125,6 +125,7 @@ def _stats(world: World, logits: Array, prompt: Array, chosen: Array) -> TokenSt
     return TokenStats(
         logp=log_probs(completions, logits)[prompt, chosen],
         entropy=-jnp.sum(share * finite, axis=-1)[where],
+        value=None if world.value is None else world.value[prompt, chosen],  # a critic that is given, not learned
         sum_pi_squared=jnp.sum(jnp.square(share), axis=-1)[where],
         kl_full=kl_full,
     )

@@ -47,6 +47,13 @@ class World(struct.PyTreeNode):
         return self.logits if self.old is None else self.old
 
     @property
+    def reference_logits(self) -> Array:
+        """f[P,Z,V]. Raises ValueError where there is no reference."""
+        if self.reference is None:
+            raise ValueError("World.reference: got None, allowed f[P,Z,V]: give the world a reference policy")
+        return self.reference
+
+    @property
     def sampled_from(self) -> Array:
         """f[P,C,T], log-probabilities of tokens; -inf for a token that is never drawn."""
         return log_probs(self.completions, self.old_logits) if self.behavior is None else self.behavior

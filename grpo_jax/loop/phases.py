@@ -136,21 +136,21 @@ class Phases:
     def score(self, state: TrainState, parts: Sequence[Rollouts], *, look: bool = True) -> Scored:
         """Score the rows: begin to, on token ids; wait for it, on text, while the policies look at them.
 
-        Without `look` they do so once it is known which rows are learned from.
+        Without `look` they do so once it is known which rows are learned from, and so are greedy completions sampled.
 
         Raises RunStopped (code 5) where text rewards fail too often.
         """
         if self._reward is not None:
             (rollouts,) = parts
-            reward = self._against_greedy(state, rollouts, self._reward(rollouts))
-            return Scored(rollouts, place_rows(reward, self._judge.mesh))
+            reward = place_rows(self._reward(rollouts), self._judge.mesh)
+            return Scored(rollouts, self._against_greedy(state, rollouts, reward) if look else reward)
         rows, texts, pending = [], [], []
         for part in parts:
             rows.append(host(part))
             found = records(self._judge.task, rows[-1])
             texts += found
             pending.append(submitted(self._judge, found))
-        greedy = None if self._greedy is None else self._greedy.begin(state, parts)
+        greedy = self._greedy.begin(state, parts) if self._greedy is not None and look else None
         self._clock.mark("rollout")
         rollouts = place_rows(joined(rows), self._judge.mesh) if len(parts) > 1 else parts[0]
         seen = self._look_at(state, rollouts) if look else None  # computed while the rewards are waited for

@@ -16,18 +16,30 @@ CLAMP = 20.0
 
 
 def clipped_low(
-    stats: TokenStats, batch: Batch, *, low: float = 0.2, bounds: str = "relative", ratio: LogRatio = log_ratio
+    stats: TokenStats,
+    batch: Batch,
+    *,
+    low: float = 0.2,
+    bounds: str = "relative",
+    ratio: LogRatio = log_ratio,
+    clamp_log_ratio: float | None = CLAMP,
 ) -> Array:
     """1 where the lower bound stops the gradient: r < 1 - low and A < 0 -> f32[N,T]; arguments as in `ppo_clip`."""
-    r, (lower, _) = jnp.exp(ratio(stats, batch, clamp=CLAMP)), interval(low, None, bounds)
+    r, (lower, _) = jnp.exp(ratio(stats, batch, clamp=clamp_log_ratio)), interval(low, None, bounds)
     return stopped_by_clip(r, batch.advantage, lower, None).astype(r.dtype)
 
 
 def clipped_high(
-    stats: TokenStats, batch: Batch, *, high: float = 0.2, bounds: str = "relative", ratio: LogRatio = log_ratio
+    stats: TokenStats,
+    batch: Batch,
+    *,
+    high: float = 0.2,
+    bounds: str = "relative",
+    ratio: LogRatio = log_ratio,
+    clamp_log_ratio: float | None = CLAMP,
 ) -> Array:
     """1 where the upper bound stops the gradient: r > 1 + high and A > 0 -> f32[N,T]; arguments as in `ppo_clip`."""
-    r, (_, upper) = jnp.exp(ratio(stats, batch, clamp=CLAMP)), interval(None, high, bounds)
+    r, (_, upper) = jnp.exp(ratio(stats, batch, clamp=clamp_log_ratio)), interval(None, high, bounds)
     return stopped_by_clip(r, batch.advantage, None, upper).astype(r.dtype)
 
 

@@ -29,7 +29,8 @@ def difference(new: Array, old: Array, mask: Array, *, clamp: float | None = Non
     and in the gradient.
     """
     delta = masked.select(mask, new) - masked.select(mask, old)
-    return delta if clamp is None else jnp.clip(delta, -clamp, clamp)
+    # `lax.clamp` keeps one bit an entry for the gradient, where `jnp.clip` keeps two arrays of numbers.
+    return delta if clamp is None else jax.lax.clamp(delta.dtype.type(-clamp), delta, delta.dtype.type(clamp))
 
 
 def log_ratio(stats: TokenStats, batch: Batch, *, clamp: float | None = None) -> Array:
@@ -99,10 +100,10 @@ def sequence_log_ratio(
     else:
         value = jnp.sum(delta, axis=1, keepdims=True)
         value = value / row_length(batch, delta.dtype) if reduction == "mean" else value
-    value = jnp.broadcast_to(value, delta.shape)
     if gradient == "token":
         value = jax.lax.stop_gradient(value) + (delta - jax.lax.stop_gradient(delta))
-    return value if floor is None and cap is None else jnp.clip(value, floor, cap)
+    value = value if floor is None and cap is None else jnp.clip(value, floor, cap)
+    return jnp.broadcast_to(value, delta.shape)
 
 
 def row_length(batch: Batch, dtype: jnp.dtype) -> Array:

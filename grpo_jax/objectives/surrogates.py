@@ -53,14 +53,17 @@ def ppo_clip(
     """
     r = jnp.exp(ratio(stats, batch, clamp=clamp_log_ratio))
     lower, upper = interval(low, high, bounds)
-    clipped = -batch.advantage * (r if lower is None and upper is None else jnp.clip(r, lower, upper))
     if dual is None or dual_form == "bound":
-        term = jnp.maximum(-batch.advantage * r, clipped)
+        # min(r A, clip(r) A) is A times the bounded side of r: one product, and few arrays to keep for the gradient.
+        risen = r if upper is None else jnp.minimum(r, upper)
+        fallen = r if lower is None else jnp.maximum(r, lower)
+        term = -batch.advantage * jnp.where(batch.advantage > 0, risen, fallen)
         if dual is None:
             return term
         return jnp.where(batch.advantage < 0, jnp.minimum(term, -dual * batch.advantage), term)
     if dual_form != "cap_ratio":
         raise ValueError(f"dual_form: got {dual_form!r}, allowed 'bound' and 'cap_ratio': choose how dual enters")
+    clipped = -batch.advantage * (r if lower is None and upper is None else jnp.clip(r, lower, upper))
     return jnp.maximum(-batch.advantage * jnp.minimum(r, dual), clipped)
 
 

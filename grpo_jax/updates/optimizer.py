@@ -187,7 +187,7 @@ def _roles(settings: Optimizer | SGD, *, taught: bool) -> optax.GradientTransfor
         del params
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: optax.ScaleByScheduleState, params: optax.Params | None = None) -> tuple:
+    def update(updates: Any, state: Any, params: optax.Params | None = None) -> tuple:
         del params
         moves = state.count >= wait
         policy = jax.tree.map(lambda step: jnp.where(moves, step, jnp.zeros_like(step)), without_critic(updates))

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import cli
+from grpo_jax.data import Jsonl
+from grpo_jax.data.counter import hashed, unit
 from grpo_jax.journal import read
 
 FORMAT_WEIGHT = 0.5
@@ -205,6 +207,33 @@ def test_the_variant_compares_completions_to_all_questions_of_a_category(train: 
         assert len({row["group"] for row in rows}) == 1
         apart += len({row["draw"] for row in rows})
     assert apart > len(steps)  # some categories had several questions in a step
+
+
+@pytest.mark.slow
+def test_the_variant_draws_lines_by_how_often_they_were_solved(train: Train, tmp_path: Path):
+    assert train(QUESTIONS, tmp_path, (*WARM, "train.steps=8"), ("--variant", "by_difficulty")) == 0
+    task = Jsonl(str(tmp_path / "data.jsonl"), prompt_width=16, completion_width=12, heldout_share=0.25)
+    order = [task.prompt_text(task.drawable(0, np.arange(1)), k) for k in range(len(task.class_shares()))]
+    rate: dict[str, float] = {}
+    rows = [row for row in read(tmp_path / "run" / "samples.jsonl") if row["set"] == "train"]
+    differ = 0
+    for step in range(1, 9):
+        mine = [row for row in rows if row["step"] == step]
+        weight = np.array(
+            [np.float32(rate.get(prompt, 0.5)) * (1 - np.float32(rate.get(prompt, 0.5))) + 0.05 for prompt in order]
+        )
+        edges = np.cumsum(weight / weight.sum())
+        for row in mine:
+            u = unit(hashed(-2, 0, np.array([row["draw"]])))[0]
+            assert order[int((edges <= u).sum())] == row["prompt"]
+            differ += order[int(u * len(order))] != row["prompt"]  # what equal probabilities would have brought
+        for prompt in {row["prompt"] for row in mine}:
+            share = np.mean([row["components"]["accuracy"] == 1 for row in mine if row["prompt"] == prompt])
+            rate[prompt] = 0.7 * rate[prompt] + 0.3 * share if prompt in rate else share
+    assert differ > 0
+    steps = [row for row in read(tmp_path / "run" / "metrics.jsonl") if row["phase"] == "grpo" and row["step"]]
+    assert steps[-1]["difficulty/seen"] == len(rate) / len(order)
+    np.testing.assert_allclose(steps[-1]["difficulty/success"], np.mean(list(rate.values())), atol=1e-6)
 
 
 def test_a_line_without_the_category_is_named(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -80,7 +80,7 @@ def test_maxrl_climbs_the_series_of_the_log_likelihood_up_to_one_less_than_the_g
     """MaxRL (arXiv 2602.02710): log p = -sum_k (1 - p)^k / k, cut off; the derivative is sum_{k < n} (1 - p)^k.
 
     The mean over right rows alone has n = G terms. Its baseline, the mean score of the group, is dropped with the
-    groups that have no right row, which costs the last term: n = G - 1, as a baseline of the others' mean would.
+    groups that have no right row, which costs the last term: n = G - 1.
     """
     near(weight["maxrl"], [sum((1 - p) ** k for k in range(G - 1)) for p in P])
 

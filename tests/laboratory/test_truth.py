@@ -17,7 +17,7 @@ def world():
 
         @compiled
         def everything(x: lab.World) -> dict:
-            listed, p, q = x.completions, x.logits, x.reference
+            listed, p, q = x.completions, x.logits, x.reference_logits
             return {
                 "logp": lab.log_probs(listed, p),
                 "other": lab.log_probs(listed, q),
@@ -97,3 +97,9 @@ def test_by_default_the_policy_itself_is_old_and_samples():
     drawn = lab.World(completions=lab.arms(2), logits=jnp.zeros((1, 1, 2)), reward=jnp.zeros((1, 2)))
     assert drawn.old_logits is drawn.logits
     np.testing.assert_allclose(np.exp(drawn.sampled_from), [[[0.5], [0.5]]])
+
+
+def test_a_world_without_a_reference_says_so():
+    drawn = lab.World(completions=lab.arms(2), logits=jnp.zeros((1, 1, 2)), reward=jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"World\.reference: got None"):
+        assert drawn.reference_logits is None

@@ -10,7 +10,7 @@ import numpy as np
 
 from grpo_jax import laboratory as lab
 from grpo_jax import objectives as o
-from grpo_jax.advantages import Advantage, outcome
+from grpo_jax.advantages import Advantage, begins, outcome
 from grpo_jax.groups import Grouping, Memory, by_prompt
 from grpo_jax.types import Array, Collected
 
@@ -31,12 +31,12 @@ def recipe(
 class Result(NamedTuple):
     """Moments of an estimator, and its mean as the gradient of the expected reward times a factor, and aside of it."""
 
-    loss: np.ndarray
-    ascent: np.ndarray
-    variance: np.ndarray
-    square: np.ndarray
-    factor: np.ndarray
-    aside: np.ndarray
+    loss: Any  # numbers, as arrays of numpy once they are measured
+    ascent: Any  # f[P, Z, V]
+    variance: Any
+    square: Any
+    factor: Any
+    aside: Any
 
 
 def result(world: lab.World, moments: lab.Moments) -> Result:
@@ -44,6 +44,11 @@ def result(world: lab.World, moments: lab.Moments) -> Result:
     return Result(moments.loss, moments.ascent, moments.variance, moments.square, *compared)
 
 
+def _switch(*, strategies: tuple[Advantage, ...]) -> Memory:
+    return {"switch": jnp.zeros(len(strategies))}
+
+
+@begins(_switch)
 def one_of(collected: Collected, labels: Array, memory: Memory, *, strategies: tuple[Advantage, ...]) -> tuple:
     """The strategy whose place ``memory["switch"]`` f[K] marks with 1, the others with 0."""
     found = [memory["switch"][place] * strategy(collected, labels, {})[0] for place, strategy in enumerate(strategies)]
@@ -102,7 +107,7 @@ def _world(completions: lab.Completions, seed: int, prompts: int, fields: Mappin
         "value": np.zeros((prompts, *completions.tokens.shape)),
         "greedy": rng.normal(size=prompts),
     }
-    return lab.World(completions=completions, **{name: jnp.asarray(x) for name, x in (drawn | fields).items()})
+    return lab.World(completions=completions, **{name: jnp.asarray(x) for name, x in {**drawn, **fields}.items()})
 
 
 near = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)

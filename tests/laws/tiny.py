@@ -23,8 +23,9 @@ MODEL = models.ModelConfig(
 LINEAR = Optimizer(learning_rate=1.0, eps=1.0, clip_norm=0.0)
 """The first step is -g / (|g| + 1), nearly -g: unlike Adam's usual step, nearly a sign, it shows a wrong scale."""
 
-SPINE = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce", "ppo_clip", "kl_cov")
-"""The recipes that go through a model: one for every way in which a recipe meets the training. What the other recipes
+SPINE = ("grpo", "dapo", "reinforce", "kl_cov")
+"""The recipes that go through a whole update: one for every way in which a recipe meets it, a reference, none, rewards
+that are compared with nothing, and a prepare step. All recipes go through a model in test_recipe_laws.py, and what they
 compute from the statistics of a forward pass is held to the same laws in tests/objectives/test_recipes.py."""
 RECIPES = {
     **{name: objectives.RECIPES[name] for name in SPINE},

@@ -3,14 +3,19 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import grpo_jax
 from grpo_jax import heldout, lifeline
-from grpo_jax.loop import imitation
+from grpo_jax.experiment import step_settings
+from grpo_jax.loop import course, imitation
 from grpo_jax.loop.imitation import Lessons
-from tests.system.small_run import DATA, PLAIN
+from grpo_jax.loop.session import Session
+from grpo_jax.train import init_state
+from grpo_jax.types import TrainState
+from tests.system.small_run import CRITIC, DATA, PLAIN
 
 
 def test_demonstrations_are_drawn_by_number(monkeypatch: pytest.MonkeyPatch):
@@ -31,3 +36,31 @@ def test_a_warm_start_that_misses_its_gate_stops_the_run(monkeypatch: pytest.Mon
     with pytest.raises(lifeline.Diverged, match=r"did not reach a sampled accuracy of 1\.0 in 8 steps") as stop:
         grpo_jax.run(unreachable, tmp_path / "run")
     assert stop.value.code == 3
+
+
+@pytest.mark.slow
+def test_a_tower_begins_where_the_warm_start_has_brought_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The warm start decays what it trains and leaves the critic alone; the step after it looks with the new policy."""
+    monkeypatch.setattr(heldout, "CHUNK", 16)
+    assert PLAIN.warm_start is not None
+    decaying = dataclasses.replace(PLAIN.warm_start.optimizer, weight_decay=0.5)
+    experiment = dataclasses.replace(
+        CRITIC,
+        model=dataclasses.replace(PLAIN.model, critic="tower"),
+        warm_start=dataclasses.replace(PLAIN.warm_start, optimizer=decaying),
+        train=dataclasses.replace(PLAIN.train, steps=0),
+    )
+    states, begin = [], course.begin
+
+    def noted(session: Session, state: TrainState) -> TrainState:
+        states.extend((state, begin(session, state)))
+        return states[-1]
+
+    monkeypatch.setattr(course, "begin", noted)
+    grpo_jax.run(experiment, tmp_path / "run")
+    policy, begun = (state.params for state in states)
+    untouched = init_state(experiment.seed, step_settings(experiment).gradient).params["critic"]
+    jax.tree.map(np.testing.assert_array_equal, policy["critic"], untouched)
+    assert np.abs(np.asarray(policy["embed"]) - np.asarray(untouched["embed"])).max() > 1e-3
+    for name in ("embed", "norm", "layers"):
+        jax.tree.map(np.testing.assert_array_equal, begun["critic"][name], policy[name])

@@ -143,6 +143,7 @@ DECIDING = {
     "its optimiser": changed("warm_start", optimizer=Optimizer()),
     "data": dataclasses.replace(PLAIN, data=dataclasses.replace(DATA, styles=(1.0, 0.0, 0.0))),
     "model": changed("model", hidden=64),
+    "critic": changed("model", critic="head"),
     "temperature": dataclasses.replace(PLAIN, sampling=PLAIN.sampling.replace(temperature=0.9)),
     "problems": changed("evaluation", full_prompts=17),
     "shown": changed("evaluation", show=1),

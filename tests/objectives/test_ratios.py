@@ -97,7 +97,7 @@ def test_unknown_words_are_refused(by_hand):
     given = by_hand([[1.0]])
     with pytest.raises(ValueError, match="bounds: got 'wide', allowed 'relative', 'absolute' and 'log'"):
         o.interval(0.1, 0.1, "wide")
-    with pytest.raises(ValueError, match="reduction: got 'max', allowed 'mean' and 'sum'"):
-        o.sequence_log_ratio(*given, reduction="max")
+    with pytest.raises(ValueError, match="reduction: got 'median', allowed 'mean', 'sum' and 'max'"):
+        o.sequence_log_ratio(*given, reduction="median")
     with pytest.raises(ValueError, match="gradient: got 'all', allowed 'row' and 'token'"):
         o.sequence_log_ratio(*given, gradient="all")
