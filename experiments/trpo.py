@@ -20,13 +20,13 @@ from grpo_jax.objectives import trpo
 from grpo_jax.updates import TrustRegion
 
 QUICKSTART: Experiment = cli.load(Path(__file__).with_name("quickstart.py")).EXPERIMENT
-REGION = TrustRegion(delta=0.005, final=0.02, fisher_share=0.25)
+REGION = TrustRegion(delta=0.01, final=0.1, fisher_share=0.25)
 
 EXPERIMENT = replace(
     QUICKSTART,
     name="trpo",
     recipe=trpo(),
-    train=Train(steps=100, prompts=32, group_size=8),
+    train=Train(steps=200, prompts=32, group_size=8),
     optimizer=REGION,
 )
 

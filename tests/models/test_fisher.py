@@ -92,3 +92,30 @@ def test_it_is_the_curvature_of_the_divergence(times):
     both = [divergence(jax.tree.map(lambda x, v, s=s: x + s * h * v, PARAMS, vector)) for s in (1, -1)]
     curved = dense.flat(vector) @ dense.flat(times(PARAMS, vector, ROWS, WEIGHT))
     np.testing.assert_allclose(np.mean(both), h * h * curved / 2, rtol=2e-2)
+
+
+@pytest.mark.slow
+def test_a_product_costs_a_gradient_and_a_third():
+    """In operations of the compiled programs, for rows whose forward pass outweighs their embedding."""
+    model = dataclasses.replace(MODEL, width=64, layers=3, heads=4, kv_heads=4, head_width=16, hidden=256)
+    params, rows = models.init(jax.random.key(0), model), jax.tree.map(jnp.asarray, ROWS)
+
+    def loss(params: Params) -> jax.Array:
+        stats = models.logprobs(params, model, rows, temperature=1.0, want=("entropy",), group_size=G)
+        return jnp.sum(stats.logp * WEIGHT)
+
+    def products(params: Params, vector: Params, *, count: int) -> Params:
+        times = fisher(params, model, rows, jnp.asarray(WEIGHT), temperature=1.0, group_size=G)
+        for _ in range(count):
+            vector = times(vector)
+        return vector
+
+    def operations(function, *args: Params) -> float:
+        counted = jax.jit(function).lower(*args).compile().cost_analysis()
+        assert counted is not None
+        return counted["flops"]
+
+    gradient = operations(jax.grad(loss), params)
+    one, two = (operations(partial(products, count=count), params, params) for count in (1, 2))
+    assert 1.1 < (two - one) / gradient < 1.5  # three passes of matrices and one forward, of which a gradient has three
+    assert one - (two - one) < 0.5 * gradient  # what is linearised once
