@@ -7,6 +7,7 @@ the same environment; one that must see a single device sets its own ``XLA_FLAGS
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last lines of all: what a test recorded as its `summary`, whichever worker it ran in."""
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     for outcome in ("passed", "failed"):
-        for report in terminal.stats.get(outcome, []) if terminal else []:
+        for report in terminal.stats.get(outcome, []) if terminal is not None else []:
             for name, value in report.user_properties:
                 if name == "summary":
                     terminal.write_line(str(value))

@@ -228,7 +228,7 @@ def test_the_variant_draws_lines_by_how_often_they_were_solved(train: Train, tmp
             assert order[int((edges <= u).sum())] == row["prompt"]
             differ += order[int(u * len(order))] != row["prompt"]  # what equal probabilities would have brought
         for prompt in {row["prompt"] for row in mine}:
-            share = np.mean([row["components"]["accuracy"] == 1 for row in mine if row["prompt"] == prompt])
+            share = float(np.mean([row["components"]["accuracy"] == 1 for row in mine if row["prompt"] == prompt]))
             rate[prompt] = 0.7 * rate[prompt] + 0.3 * share if prompt in rate else share
     assert differ > 0
     steps = [row for row in read(tmp_path / "run" / "metrics.jsonl") if row["phase"] == "grpo" and row["step"]]

@@ -36,6 +36,7 @@ def draw(seed: int = 0, lengths: tuple = LENGTHS, prompt: tuple = PROMPT, width:
     arrays["behavior"] = arrays["logp_old"] + near * rng.normal(0, 1.0, (rows, width))
     critic = np.random.default_rng(seed + 100)
     arrays["value"], arrays["value_old"] = critic.normal(0, 0.7, (2, rows, width))
+    arrays["kl_full"] = critic.uniform(0.0, 1.0, (rows, width))
     arrays = {name: np.where(mask, x, np.nan).astype(np.float32) for name, x in arrays.items()}
     return arrays | {
         "mask": mask,
@@ -65,9 +66,7 @@ def records(arrays: Mapping, prompts: int = 4) -> tuple[TokenStats, Collected]:
     )
     reward = Reward(outcome=arrays["reward"], valid=arrays["valid"])
     seen = {name: arrays[name] for name in ("logp_old", "logp_ref", "value_old")}
-    stats = {name: arrays[name] for name in ("logp", "entropy", "value")}
-    # Any number that is not negative may stand for the divergence: no law knows where it comes from.
-    stats = TokenStats(**stats, kl_full=arrays["entropy"])
+    stats = TokenStats(**{name: arrays[name] for name in ("logp", "entropy", "value", "kl_full")})
     return stats, Collected(rollouts=rollouts, reward=reward, **seen)
 
 

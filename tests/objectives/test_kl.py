@@ -104,4 +104,4 @@ def test_the_exact_divergence_is_handed_through(given):
     full = jnp.full(batch.mask.shape, 0.3)
     np.testing.assert_array_equal(o.kl_exact(dataclasses.replace(stats, kl_full=full), batch), full)
     with pytest.raises(ValueError, match='ask for want=\\("kl_full",\\)'):
-        o.kl_exact(stats, batch)
+        o.kl_exact(dataclasses.replace(stats, kl_full=None), batch)

@@ -191,7 +191,7 @@ def test_equal_rewards_give_exactly_zero(laws, reward: float):
     draw, evaluate = laws
     arrays = draw()
     arrays["reward"][:] = reward
-    arrays["logp_ref"] = arrays["logp"]
+    arrays["logp_ref"], arrays["kl_full"] = arrays["logp"], 0 * arrays["kl_full"]
     for name, (loss, gradient, policy) in evaluate(arrays).items():
         # The first pays for divergence, the second has no baseline, the third one that differs from row to row.
         if name in ("rloo_kl", "advantage outcome", "ppo_critic"):
@@ -209,7 +209,7 @@ def test_groups_of_one_teach_nothing_and_break_nothing(laws):
     arrays = draw()
     keep = np.isin(np.arange(ROWS), [0, 1, 3, 8])  # one row a prompt
     arrays["valid"] = keep
-    arrays["logp_ref"] = arrays["logp"]
+    arrays["logp_ref"], arrays["kl_full"] = arrays["logp"], 0 * arrays["kl_full"]
     for name, (loss, gradient, _) in evaluate(arrays).items():
         assert np.isfinite(loss), name
         if VARIANTS[name].advantage in (batch_centered, outcome, reinforce_batch_norm, reinforce_pp):
@@ -288,8 +288,7 @@ CORRECTED = "tis tis_sequence icepop mis_sequence geometric_mask rejection decou
 
 def test_a_recipe_says_what_it_reads():
     reads = dict.fromkeys(REFERENCE.split(), ("logp_ref",)) | dict.fromkeys(ENTROPY.split(), ("entropy",))
-    reads["ppo_critic"] = ("value",)
-    reads |= dict.fromkeys(CORRECTED.split(), ("logp_old",)) | {"grpo_exact_kl": ("kl_full",)}
+    reads |= dict.fromkeys(CORRECTED.split(), ("logp_old",)) | {"grpo_exact_kl": ("kl_full",), "ppo_critic": ("value",)}
     assert {name: o.wants(recipe) for name, recipe in o.RECIPES.items()} == dict.fromkeys(o.RECIPES, ()) | reads
     assert o.wants(o.grpo(beta=0.0)) == o.wants(o.off_policy_masking(beta=0.0)) == ()
     bonus = o.Part(o.token_mean, o.scale(o.negative_entropy, by=0.01))
