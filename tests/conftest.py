@@ -36,8 +36,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last lines of all: what a test recorded as its `summary`, whichever worker it ran in."""
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
-    stats: dict[str, list] = {} if terminal is None else terminal.stats
-    for report in [*stats.get("passed", []), *stats.get("failed", [])]:
+    if terminal is None:
+        return
+    for report in [*terminal.stats.get("passed", []), *terminal.stats.get("failed", [])]:
         for name, value in report.user_properties:
             if name == "summary":
                 terminal.write_line(str(value))

@@ -91,9 +91,9 @@ def test_a_head_learns_what_is_to_come():
     assert all(metrics["returns/mean"] == pytest.approx(1.0) for metrics, _ in seen)
     assert "groups/tied" not in seen[0][0]
     worth = [np.abs(batch.advantage[batch.mask]).mean() for _, batch in seen]
-    assert worth[0] == pytest.approx(1.0) and worth[-1] < 0.2  # without a critic every advantage would stay 1
+    assert worth[0] == pytest.approx(1.0) and worth[-1] < 0.3  # without a critic every advantage would stay 1
     losses = [float(metrics["value/loss"]) for metrics, _ in seen]
-    assert losses[0] == pytest.approx(0.5) and losses[-1] < 0.02
+    assert losses[0] == pytest.approx(0.5) and losses[-1] < 0.05
 
 
 @pytest.mark.slow
