@@ -4,8 +4,12 @@
 nothing heavy.
 """
 
+import os
 import time
+from collections.abc import MutableMapping
+from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +28,23 @@ _HOME = {
     "describe": "grpo_jax.objectives",
     "run": "grpo_jax.loop",
 }
+
+WRONG_REDUCTIONS = frozenset({"0.10.2"})
+"""Versions of jaxlib whose compiler for CPUs gets some reductions of large arrays wrong, in silence: rows from some
+number on have other sums (github.com/jax-ml/jax/issues/39103). The option takes that kind of fusion away, and no other;
+versions that were not tried may not know it, and end at an unknown option."""
+_OPTION = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def _compile_reductions_rightly(environment: MutableMapping[str, str], jaxlib: str) -> None:
+    """Add the option to ``XLA_FLAGS``, which counts if JAX has not used a device yet; who has set it knows better."""
+    flags = environment.get("XLA_FLAGS", "")
+    if jaxlib in WRONG_REDUCTIONS and _OPTION not in flags:
+        environment["XLA_FLAGS"] = f"{flags} {_OPTION}=-reduce".strip()
+
+
+with suppress(PackageNotFoundError):  # JAX itself will say what is missing
+    _compile_reductions_rightly(os.environ, version("jaxlib"))
 
 
 def __getattr__(name: str) -> object:
