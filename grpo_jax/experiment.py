@@ -196,13 +196,14 @@ def _check_ranges(experiment: Experiment) -> None:
     train, evaluation, saving = experiment.train, experiment.evaluation, experiment.saving
     shown = train.demonstrations
     draws, least = most_draws(train), evaluation.prompts
+    product = "train.steps * train.prompts" + (" * train.dynamic.rounds" if train.dynamic else "")
     full = least if evaluation.full_prompts is None else evaluation.full_prompts
     checks: tuple[tuple[str, object, bool, str], ...] = (
         ("seed", experiment.seed, 0 <= experiment.seed < 2**31, "0 to 2^31 - 1"),
         ("train.steps", train.steps, train.steps >= 0, ">= 0"),
         ("train.prompts", train.prompts, train.prompts >= 1, ">= 1"),
-        ("train.steps * train.prompts * rounds", draws, draws < 2**31, "below 2^31"),
-        ("train.demonstrations", shown, 0 <= shown < min(train.group_size, 2), "0, or 1 of a larger group"),
+        (product, draws, draws < 2**31, "below 2^31"),
+        ("train.demonstrations", shown, 0 <= shown < max(1, min(train.group_size, 2)), "0, or 1 of a larger group"),
         ("train.gap_limit", train.gap_limit, train.gap_limit > 0, "> 0"),
         ("train.skip_limit", train.skip_limit, train.skip_limit >= 1, ">= 1"),
         ("evaluation.every", evaluation.every, evaluation.every >= 1, ">= 1"),

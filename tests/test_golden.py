@@ -978,6 +978,7 @@ def variants_without_a_case() -> set[str]:
     return set(schema["variants"]) - {f"{case['family']}.{case['variant']}" for case in index["cases"]}
 
 
+@pytest.mark.slow
 def test_variants_without_a_case_compute_what_the_schema_says(tmp_path: Path):
     names = variants_without_a_case()
     assert len(names) > 5

@@ -22,6 +22,7 @@ def train(root: Path, *flags: str, settings: tuple[str, ...] = ()) -> int:
     return cli.main(["train", str(root / "experiments" / "mixed.py"), *sets, *flags])
 
 
+@pytest.mark.slow
 def test_a_shortened_run_reports_every_category(root: Path, tmp_path: Path):
     assert train(root, "--run-dir", str(tmp_path / "run"), settings=SHORTENED) == 0
     metrics = read(tmp_path / "run" / "metrics.jsonl")

@@ -53,6 +53,7 @@ def test_every_update_is_that_of_one_device(alone):
     check_updates(alone, "2x2x2", (*tiny.SPINE, "grpo_by_category"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["1x8", "8x1", "2x4"])
 def test_on_other_meshes_an_update_with_a_reference_and_one_without_are_those_of_one_device(alone, shape):
     check_updates(alone, shape, ("grpo", "dapo"))

@@ -88,6 +88,7 @@ def largest(a, b) -> float:
     return max(float(np.abs(x - y).max()) for x, y in tiny.both_leaves(a, b))
 
 
+@pytest.mark.slow
 def test_the_exact_divergence_is_that_from_the_reference():
     step = compiled(objectives.grpo_exact_kl(beta=0.5))
 

@@ -173,7 +173,7 @@ def test_a_path_that_is_no_file(home: Path, capsys: pytest.CaptureFixture[str]):
 
 
 SETTINGS = [
-    ("train.group_size=1 recipe.grouping=", r"recipe\.grouping: got '', but this setting holds the function mine"),
+    ("train.group_size=1 recipe.grouping=", r"recipe\.grouping: got '', allowed by_prompt, .*: write for instance"),
     ("train.prompts=5 train.minibatches=2", "got 5, which 2 minibatches x 1 .* do not divide; .* numbers are 4 and 6"),
     ("train.microbatches=3", "got 4, which 1 minibatches x 3 micro-batches do not divide; .* 3 and 6"),
     ("mesh=data:3", "train.prompts: got 4, which 3 shards .* do not divide; the nearest valid numbers are 3 and 6"),
