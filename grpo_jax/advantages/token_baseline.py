@@ -64,14 +64,19 @@ def above_token_baseline(
     mask = mask & member[:, None]
     slot = jnp.where(member, group, num_groups)
     g, w = masked.select(mask, returns), masked.select(mask, energy)
-    sums = jax.ops.segment_sum(jnp.concatenate([w, g * w], axis=1), slot, num_groups + 1)
-    total, weighted = jnp.split(sums, 2, axis=1)
-    baseline = weighted / guarded(total, eps=eps, eps_mode=eps_mode)
     if eps_mode == "max":
-        # Equal returns are their own baseline, whatever the rounding of their weighted mean.
-        both = jnp.concatenate([masked.select(mask, g, -jnp.inf), masked.select(mask, -g, -jnp.inf)], axis=1)
-        largest, negated = jnp.split(jax.ops.segment_max(both, slot, num_groups + 1), 2, axis=1)
-        baseline = jnp.where((largest <= -negated) & (total >= eps), largest, baseline)
+        # Measured from the largest return of the group, equal returns are their own baseline, whatever the rounding of
+        # their weighted mean.
+        largest = jax.ops.segment_max(masked.select(mask, g, -jnp.inf), slot, num_groups + 1)
+        largest = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
+        sums = jax.ops.segment_sum(jnp.concatenate([w, (g - largest[slot]) * w], axis=1), slot, num_groups + 1)
+        total, weighted = jnp.split(sums, 2, axis=1)
+        small = total < eps
+        baseline = jnp.where(small, (weighted + largest * total) / eps, largest + weighted / jnp.maximum(total, eps))
+    else:
+        sums = jax.ops.segment_sum(jnp.concatenate([w, g * w], axis=1), slot, num_groups + 1)
+        total, weighted = jnp.split(sums, 2, axis=1)
+        baseline = weighted / guarded(total, eps=eps, eps_mode=eps_mode)
     value = g - baseline[slot]
     alone = masked.spread(masked.segment_count(group, num_groups, valid), group) == 1.0
     lonely = g if singleton == "raw" else jnp.zeros_like(g)
