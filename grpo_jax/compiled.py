@@ -5,6 +5,7 @@ function in it, so that runs that differ only in data (a seed, say) share it, a 
 test can assert that a run traces nothing twice.
 """
 
+import gc
 import inspect
 import os
 from collections import Counter
@@ -81,3 +82,24 @@ def forget() -> None:
     """Drop every compiled function and count: for tests that count traces."""
     _COMPILED.clear()
     TRACES.clear()
+
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+"""Linux: a line for each piece of memory that this process has mapped, and how many it may have."""
+
+
+def make_room(share: float = 0.4) -> bool:
+    """Drop every compiled program once this process has mapped `share` of the pieces of memory that it may; whether.
+
+    A program compiled for a CPU keeps many of them, so that a process which goes from variant to variant comes to the
+    end of what Linux allows (65,530 by default) after some fifty, and dies of it. Programs that are needed again are
+    read from disk, see `keep_programs`. Elsewhere there is no such limit, and nothing is dropped.
+    """
+    if not (MAPS.exists() and MOST_MAPS.exists()):
+        return False
+    if MAPS.read_bytes().count(b"\n") < share * int(MOST_MAPS.read_text()):
+        return False
+    _COMPILED.clear()
+    jax.clear_caches()
+    gc.collect()
+    return True

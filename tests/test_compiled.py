@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from grpo_jax import compiled as module
-from grpo_jax.compiled import compiled, forget, keep_programs, traces
+from grpo_jax.compiled import compiled, forget, keep_programs, make_room, traces
 from grpo_jax.objectives import describe
 from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Array
@@ -129,3 +129,30 @@ def test_programs_are_kept_where_the_environment_says(monkeypatch, tmp_path):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def test_programs_are_dropped_when_a_share_of_the_maps_is_used_and_no_earlier(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAPS", tmp_path / "maps")
+    monkeypatch.setattr(module, "MOST_MAPS", tmp_path / "most")
+    kept = compiled(power)
+    assert not make_room()  # no such files: no such limit
+    (tmp_path / "most").write_text("100\n")
+    (tmp_path / "maps").write_bytes(b"7f00-7f01 r-xp\n" * 39)
+    assert not make_room(0.4) and compiled(power) is kept
+    (tmp_path / "maps").write_bytes(b"7f00-7f01 r-xp\n" * 40)
+    assert make_room(0.4) and compiled(power) is not kept
+
+
+def test_dropped_programs_give_their_memory_back():
+    if not module.MAPS.exists():
+        return
+
+    def mapped() -> int:
+        return module.MAPS.read_bytes().count(b"\n")
+
+    before = mapped()
+    for exponent in range(2, 22):
+        jax.block_until_ready(compiled(grown, settings=partial(power, exponent=exponent))(jnp.ones(4), jnp.ones(4)))
+    full = mapped()
+    assert full > before + 20
+    assert make_room(0.0) and mapped() < full - 20

@@ -15,6 +15,7 @@ from typing import Any
 
 from grpo_jax import loop, objectives
 from grpo_jax.ablation.tables import Expectation
+from grpo_jax.compiled import make_room
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.folder import move_aside
 from grpo_jax.journal import Journal, read, sole_writer, write_json
@@ -200,6 +201,7 @@ def carry_out(folder: Path, ablation: Ablation) -> dict[tuple[str, int], str]:
         for number, run in enumerate(runs, start=1):
             if (run.variant, run.seed) not in done:
                 say(f"\nrun {number} of {len(runs)}: {run.variant}, seed {run.seed}")
+                make_room()
                 sentence = _one(folder, ablation, run)
                 journal.write({"variant": run.variant, "seed": run.seed, "sentence": sentence})
                 journal.sync()
