@@ -60,6 +60,7 @@ def test_a_step_hands_its_baselines_to_the_next():
     np.testing.assert_allclose(memory["role_baseline"], [0, 0, 0, -1 / 3, 0, 0, 0, 0.3], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.95, 0.5])
 def test_moving_row_by_row_goes_by_draws_and_samples_and_obeys_the_laws(decay: float):
     strategy = partial(a.role_baseline, update="row", roles=8, decay=decay)

@@ -172,6 +172,7 @@ def test_other_data_under_the_same_name_does_not_continue_the_run(
     assert "the data file has changed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_solutions_the_warm_start_must_be_switched_off(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -119,6 +119,7 @@ def test_the_exact_divergence_is_the_same_in_every_split_and_on_a_mesh():
     np.testing.assert_allclose(there["kl/ref"], metrics["kl/ref"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adaptive_penalty_follows_the_divergence_behind_the_updates():
     recipe = objectives.ppo_adaptive_kl(target=1e-6, initial=1.0)
     rollouts = jax.jit(partial(train.look_rows, want=("logp_old",), **HOW), compiler_options=tiny.QUICK)

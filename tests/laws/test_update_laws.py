@@ -277,6 +277,7 @@ def test_on_policy_every_update_is_that_of_reinforce(exact):
     tiny.assert_same(PARAMS, expected, results, metrics=False)
 
 
+@pytest.mark.slow
 def test_a_temperature_is_a_division_of_the_output_matrix():
     """With logits h W / 2: the update of all other parameters is that at temperature 1 with W / 2, and dW is half."""
     names, half = ("grpo",), {**PARAMS, "head": PARAMS["head"] / 2}
