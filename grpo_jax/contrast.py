@@ -138,7 +138,7 @@ def sampled(experiment: Experiment, params: Params, *, rows: int, seed: int, dra
         if drift:
             state, _ = phases.learn(state, scored)
     change = step.gradient
-    want = ("logp_ref", "sum_pi_squared", *(() if change.model.critic is None else ("value_old",)))
+    want = ("logp_old", "logp_ref", "sum_pi_squared", *(() if change.model.critic is None else ("value_old",)))
     how = {"model": change.model, "temperature": change.temperature, "chunk": change.chunk}
     look = compiled(look_rows, group_size=change.group_size, want=want, **how)
     return Sample(state.params, params, scored.rollouts, scored.reward, look(params, params, scored.rollouts))
@@ -169,7 +169,7 @@ def drifting(experiment: Experiment, *, rows: int, updates: int) -> Experiment:
 
 def absent(recipe: Recipe, sample: Sample) -> list[str]:
     """What `recipe` reads and this sample does not have."""
-    reward, there = sample.reward, {"logp_ref", "sum_pi_squared", *STATISTICS}
+    reward, there = sample.reward, {"logp_old", "logp_ref", "sum_pi_squared", *STATISTICS}
     there |= {name for name in ("token", "step_end", "greedy") if getattr(reward, name) is not None}
     there |= set() if sample.seen.value_old is None else {"value", "value_old"}
     there |= {"components"} if reward.components else set()
