@@ -134,6 +134,7 @@ def prompts_of(step: int) -> Prompts:
     return ASKED.replace(draw=draws, tokens=np.roll(ASKED.tokens, step))
 
 
+@pytest.mark.slow
 def test_a_loop_of_the_public_phases_is_the_step_bit_for_bit():
     whole, own = tiny.step_program(), jax.jit(own_step, donate_argnums=0, compiler_options=tiny.QUICK)
     state, mine, seed = tiny.begin(), tiny.begin(), np.int32(5)

@@ -71,6 +71,7 @@ def test_a_field_that_is_there_is_handed_on():
         given(None, "Reward.greedy", "mine", "sample greedily")
 
 
+@pytest.mark.slow
 def test_rows_on_several_devices_get_the_numbers_of_one():
     """Every entry, on rows that four devices share; tied rewards are exactly 0 there too."""
     collected = tiny_collected(labels=("role",))

@@ -95,6 +95,7 @@ def marks(row: dict) -> tuple[float, float]:
     return float(accuracy), float(bool(shape and shape[1].strip() and row["stopped"]))
 
 
+@pytest.mark.slow
 def test_every_reward_of_the_run_is_the_one_that_its_text_deserves(samples: list[dict]):
     assert len(samples) == 24 * 8 * 4
     kinds = set()
@@ -106,6 +107,7 @@ def test_every_reward_of_the_run_is_the_one_that_its_text_deserves(samples: list
     assert {(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)} <= kinds  # else the comparison above has shown little
 
 
+@pytest.mark.slow
 def test_a_completion_without_an_answer_is_unparsable_and_counts(samples: list[dict]):
     for row in samples:
         assert row["valid"]
@@ -113,6 +115,7 @@ def test_a_completion_without_an_answer_is_unparsable_and_counts(samples: list[d
     assert 0 < sum(not said(row) for row in samples) < len(samples)
 
 
+@pytest.mark.slow
 def test_the_metrics_of_a_step_are_the_means_of_its_samples(folder: Path, samples: list[dict]):
     steps = defaultdict(list)
     for row in samples:
@@ -127,6 +130,7 @@ def test_the_metrics_of_a_step_are_the_means_of_its_samples(folder: Path, sample
         np.testing.assert_allclose(row["reward/format"], shape, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_completion_is_encouraged_if_it_earned_more_than_its_group(samples: list[dict]):
     groups = defaultdict(list)
     for row in samples:
@@ -142,11 +146,13 @@ def test_a_completion_is_encouraged_if_it_earned_more_than_its_group(samples: li
     assert mixed > 20
 
 
+@pytest.mark.slow
 def test_the_policy_comes_to_earn_more(samples: list[dict]):
     earned = np.array([sum(marks(row)) for row in sorted(samples, key=lambda row: row["step"])]).reshape(4, -1).mean(1)
     assert earned[-1] > earned[0] + 0.2, earned
 
 
+@pytest.mark.slow
 def test_held_out_questions_are_evaluated_and_never_trained_on(folder: Path, samples: list[dict]):
     shown = {row["prompt"] for row in read(folder / "samples.jsonl") if row["set"].startswith("heldout")}
     assert shown
@@ -157,6 +163,7 @@ def test_held_out_questions_are_evaluated_and_never_trained_on(folder: Path, sam
     assert (summary["steps"], summary["accuracy_after"]) == (24, after["accuracy/heldout"])
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_nothing_left_to_do(train: Train, folder: Path):
     before = (folder / "samples.jsonl").read_bytes(), json.loads((folder / "summary.json").read_text("utf-8"))
     assert any((folder / "checkpoints").iterdir())
@@ -165,6 +172,7 @@ def test_the_same_command_again_has_nothing_left_to_do(train: Train, folder: Pat
     assert (after[0], after[1]["state_digest"]) == (before[0], before[1]["state_digest"])
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_name_does_not_continue_the_run(
     train: Train, folder: Path, capsys: pytest.CaptureFixture
 ):

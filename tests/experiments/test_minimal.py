@@ -185,6 +185,7 @@ def test_answers_end_with_their_first_stop():
     assert minimal.decode(tokens, mask) == [text[: text.index(";") + 1] if ";" in text else text for text in whole]
 
 
+@pytest.mark.slow
 def test_the_reward_rises():
     with jax.numpy_dtype_promotion("standard"):
         rewards = minimal.main(RUN)

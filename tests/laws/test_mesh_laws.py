@@ -70,6 +70,7 @@ def laid_out_alike(a: object, b: object) -> bool:
     return all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_rows_are_compared_across_shards_and_minibatches():
     """The advantages of a step on a mesh with two minibatches are those of its categories over the whole batch."""
     mesh = make_mesh(MESHES["2x4"])
@@ -116,9 +117,8 @@ def steps_on_one_device():
     return jax.device_get(state), seen
 
 
-@pytest.mark.parametrize(
-    "shape", ["2x2x2", *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("1x8", "8x1", "2x4"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["2x2x2", "1x8", "8x1", "2x4"])
 def test_whole_steps_are_those_of_one_device(steps_alone, shape):
     mesh = make_mesh(MESHES[shape])
     state, seen = steps(mesh)

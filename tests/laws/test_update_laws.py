@@ -148,6 +148,7 @@ def test_eight_micro_batches_give_the_update_of_one(usual):
     tiny.assert_same(PARAMS, {name: usual[name] for name in names}, results)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_its_own_for_every_row_gives_the_update_of_a_shared_one(usual):
     def repeated(rollouts: Rollouts) -> Rollouts:
         own = jax.tree.map(lambda x: x[rollouts.prompt], rollouts.prompts)

@@ -26,9 +26,10 @@ def scored(experiment: Experiment, chunks: int = 1) -> tuple[Phases, Scored]:
     return phases, phases.score(state, phases.rollout(state, experiment.data.draw(0, np.arange(8))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "chunks"),
-    [(PLAIN, 1), pytest.param(IN_PROCESS, 2, marks=pytest.mark.slow)],
+    [(PLAIN, 1), (IN_PROCESS, 2)],
     ids=["on tokens", "on text in two chunks"],
 )
 def test_rows_know_what_the_greedy_completion_of_their_prompt_earns(experiment: Experiment, chunks: int):

@@ -159,7 +159,10 @@ WRONG = {
         r"train\.dynamic\.component: got 'acuracy', .*accuracy$",
     ),
     "groups of one": ({"dynamic": Dynamic(), "group_size": 1}, "train.group_size: got 1, allowed >= 2"),
-    "too many draws": ({"dynamic": Dynamic(rounds=2**30)}, r"train\.steps \* train\.prompts \* rounds: got"),
+    "too many draws": (
+        {"dynamic": Dynamic(rounds=2**30)},
+        r"train\.steps \* train\.prompts \* train\.dynamic\.rounds: got",
+    ),
     "no classes": ({"difficulty": Difficulty()}, r"train\.difficulty: got Difficulty with data of type Chain"),
 }
 
