@@ -89,12 +89,14 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(code, read(folder / "run" / "metrics.jsonl"), samples, kinds, left, sorted(files), pools)
 
 
+@pytest.mark.slow
 def test_the_run_ends_well_and_leaves_neither_processes_nor_files(run: Run):
     assert run.code == 0
     assert run.left == []
     assert run.files == ["hostile_and_long.py", "run", "tmp"]
 
 
+@pytest.mark.slow
 def test_every_kind_of_trouble_was_there_and_workers_were_replaced(run: Run):
     made = Counter(kind for kind in run.kinds if kind is not None)
     assert len(made) == 10 and sum(made.values()) < len(run.kinds) / 2, made
@@ -108,6 +110,7 @@ def test_every_kind_of_trouble_was_there_and_workers_were_replaced(run: Run):
     assert sum(counted.values()) == 3 * len(run.samples)  # three rewards a row
 
 
+@pytest.mark.slow
 def test_a_row_without_a_score_is_masked_and_the_others_are_compared_without_it(run: Run):
     for row, kind in zip(run.samples, run.kinds, strict=True):
         status = row["statuses"]["accuracy"]

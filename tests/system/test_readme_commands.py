@@ -166,6 +166,7 @@ def test_every_command_has_a_row_and_every_row_a_command():
     assert [row.like for row in COMMANDS if not any(row_of(command) is row for command in given)] == []
 
 
+@pytest.mark.slow
 def test_every_command_that_is_quick_prints_what_it_should(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("grpo_jax.heldout.CHUNK", 8)  # evaluations of eight problems compute no more than eight
     check_all(quick=True)
