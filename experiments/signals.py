@@ -17,52 +17,21 @@ something that rewards of completions do not say, and the run finds it out:
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from grpo_jax import cli
 from grpo_jax.advantages import optimal_token_baseline, process_supervision, remax, role_baseline
 from grpo_jax.data import Chain, Mixture
-from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
-from grpo_jax.models import ModelConfig
+from grpo_jax.experiment import Experiment
 from grpo_jax.objectives import decoupled_ppo, grpo, grpo_exact_kl, luffy, ppo_adaptive_kl
-from grpo_jax.sampling import Sampling
-from grpo_jax.updates import Optimizer
 
-IMITATION = Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1)
-TASK = Chain(styles=(0.5, 0.1, 0.4), dropped_tag=0.25)
+_FILE = cli.load(Path(__file__).with_name("quickstart.py"))
+QUICKSTART: Experiment = _FILE.EXPERIMENT
+TASK: Chain = _FILE.TASK
 KINDS = Mixture(parts={"long": TASK, "short": replace(TASK, operands=4)})
 GRPO = grpo(beta=0.0)
 
-EXPERIMENT = Experiment(
-    name="signals",
-    data=TASK,
-    model=ModelConfig(
-        vocab=TASK.tokenizer.vocab_size,
-        width=64,
-        layers=3,
-        heads=4,
-        kv_heads=4,
-        head_width=16,
-        hidden=256,
-        positions=TASK.prompt_width + TASK.completion_width,
-        rope_theta=1000.0,
-    ),
-    sampling=Sampling(max_tokens=TASK.completion_width, stop=(TASK.tokenizer.eos,)),
-    recipe=GRPO,
-    reward=TASK.reward(format_weight=0.2),
-    text_rewards=TASK.text_rewards(format_weight=0.2),
-    warm_start=WarmStart(
-        steps=1000,
-        limit=2600,
-        gate=0.32,
-        check_every=100,
-        rows=32,
-        optimizer=IMITATION,
-    ),
-    train=Train(steps=160, prompts=32, group_size=8, epochs=2, minibatches=2),
-    optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
-    evaluation=Evaluation(every=10, prompts=512, full_prompts=2048, samples=4),
-    saving=Saving(every=20, warm_every=500),
-)
+EXPERIMENT = replace(QUICKSTART, name="signals", recipe=GRPO)
 
 
 def variant(name: str, **changes) -> Experiment:

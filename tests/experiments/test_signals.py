@@ -20,10 +20,13 @@ Lines = list[dict[str, float]]
 def small(experiment: Experiment) -> Experiment:
     """Three steps of a small model behind a short warm start; every step is learned from in four updates."""
     shape = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head_width": 8, "hidden": 32, "rope_theta": 100.0}
+    assert experiment.warm_start is not None
     return dataclasses.replace(
         experiment,
         model=ModelConfig(vocab=experiment.data.tokenizer.vocab_size, **shape),
-        warm_start=WarmStart(steps=200, limit=200, gate=0.0, check_every=200, optimizer=file.IMITATION),
+        warm_start=WarmStart(
+            steps=200, limit=200, gate=0.0, check_every=200, optimizer=experiment.warm_start.optimizer
+        ),
         train=dataclasses.replace(experiment.train, steps=3, prompts=8, group_size=4),
         optimizer=Optimizer(learning_rate=1e-2),
         evaluation=Evaluation(every=3, prompts=8, full_prompts=8, samples=1, small_samples=1),
