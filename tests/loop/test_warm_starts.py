@@ -71,7 +71,6 @@ def test_a_run_that_takes_a_warm_start_is_the_run_that_does_it(
     spent = [row for row in read(shelf.parent / "run" / "timing.jsonl") if row["phase"] == "warm_start"]
     assert (first["phase"], first["step"], first["taken_from"]) == ("warm_start", 4, entry.name)
     assert first["seconds_elsewhere"] == pytest.approx(sum(row["seconds"] for row in spent))
-    assert taken.seconds < alone.seconds + spent[0]["seconds"]
 
 
 @pytest.mark.parametrize("place", ["params", "metrics.jsonl", "metadata"])
