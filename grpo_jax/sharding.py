@@ -47,6 +47,7 @@ RULES: Rules = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": None,
     "layers": None,
     "head": None,
     "position": None,

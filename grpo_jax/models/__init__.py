@@ -5,10 +5,12 @@ from grpo_jax.models.critic import from_policy, without_critic
 from grpo_jax.models.decoder import forward, values
 from grpo_jax.models.fisher import fisher
 from grpo_jax.models.logprobs import logprobs
+from grpo_jax.models.rope import RopeScaling
 from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
 
 __all__ = [
     "ModelConfig",
+    "RopeScaling",
     "abstract",
     "axes",
     "fisher",

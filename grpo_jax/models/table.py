@@ -23,27 +23,75 @@ class Entry(NamedTuple):
     """One parameter."""
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]  # logical axis of every dimension: vocab, position, embed, heads, kv_heads, head, mlp, layers
+    axes: tuple[
+        str, ...
+    ]  # logical axis of every dimension: vocab, position, embed, heads, kv_heads, head, mlp, experts, layers
     std: float | None  # standard deviation of the normal initial values; None: all ones
 
 
-def layer_table(config: ModelConfig) -> dict[str, Entry]:
+def layer_table(config: ModelConfig, layer: int = 0) -> dict[str, Entry]:
     """The parameters of one layer. The matrices that write to the residual stream are divided by sqrt(2 L)."""
-    d, h, j, c, f = config.width, config.heads, config.kv_heads, config.head_width, config.hidden
-    into, from_heads, from_hidden = (config.weight_std or n**-0.5 for n in (d, h * c, f))
-    residual = (2 * config.layers) ** -0.5
-    gate = {"gate": Entry((d, f), ("embed", "mlp"), into)} if config.gated else {}
-    return {
-        "attention_norm": Entry((d,), ("embed",), None),
+    return {**_attention_table(config), **(_mixture_table if config.is_mixture(layer) else _mlp_table)(config)}
+
+
+def _attention_table(config: ModelConfig) -> dict[str, Entry]:
+    d, h, j, c = config.width, config.heads, config.kv_heads, config.head_width
+    into, from_heads = config.weight_std or d**-0.5, config.weight_std or (h * c) ** -0.5
+    found = {
+        "attention_norm": _norm(config, d, "embed"),
         "query": Entry((d, h, c), ("embed", "heads", "head"), into),
         "key": Entry((d, j, c), ("embed", "kv_heads", "head"), into),
         "value": Entry((d, j, c), ("embed", "kv_heads", "head"), into),
-        "output": Entry((h, c, d), ("heads", "head", "embed"), from_heads * residual),
-        "mlp_norm": Entry((d,), ("embed",), None),
+        "output": Entry((h, c, d), ("heads", "head", "embed"), from_heads * _residual(config)),
+    }
+    if config.qkv_bias:
+        found["query_bias"] = Entry((h, c), ("heads", "head"), 0.0)
+        found |= {name: Entry((j, c), ("kv_heads", "head"), 0.0) for name in ("key_bias", "value_bias")}
+    if config.output_bias:
+        found["output_bias"] = Entry((d,), ("embed",), 0.0)
+    if config.query_key_norm:
+        found |= {name: _norm(config, c, "head") for name in ("query_norm", "key_norm")}
+    if config.post_norms:
+        found |= {name: _norm(config, d, "embed") for name in ("attention_post_norm", "mlp_post_norm")}
+    return found
+
+
+def _mlp_table(config: ModelConfig) -> dict[str, Entry]:
+    d, f = config.width, config.hidden
+    into, from_hidden = config.weight_std or d**-0.5, config.weight_std or f**-0.5
+    gate = {"gate": Entry((d, f), ("embed", "mlp"), into)} if config.gated else {}
+    found = {
+        "mlp_norm": _norm(config, d, "embed"),
         **gate,
         "up": Entry((d, f), ("embed", "mlp"), into),
-        "down": Entry((f, d), ("mlp", "embed"), from_hidden * residual),
+        "down": Entry((f, d), ("mlp", "embed"), from_hidden * _residual(config)),
     }
+    if config.mlp_bias:
+        found |= {f"{name}_bias": Entry((f,), ("mlp",), 0.0) for name in ("gate", "up") if name in found}
+        found["down_bias"] = Entry((d,), ("embed",), 0.0)
+    return found
+
+
+def _mixture_table(config: ModelConfig) -> dict[str, Entry]:
+    d, e, f = config.width, config.experts, config.expert_hidden
+    into, from_hidden = config.weight_std or d**-0.5, config.weight_std or f**-0.5
+    wide = Entry((e, d, f), ("experts", "embed", "mlp"), into)
+    return {
+        "mlp_norm": _norm(config, d, "embed"),
+        "router": Entry((d, e), ("embed", "experts"), into),
+        "expert_gate": wide,
+        "expert_up": wide,
+        "expert_down": Entry((e, f, d), ("experts", "mlp", "embed"), from_hidden * _residual(config)),
+    }
+
+
+def _norm(config: ModelConfig, size: int, axis: str) -> Entry:
+    """A norm multiplies by 1 at first: by its offset and 0, or by ones."""
+    return Entry((size,), (axis,), 0.0 if config.norm_offset == 1 else None)
+
+
+def _residual(config: ModelConfig) -> float:
+    return (2 * config.layers) ** -0.5
 
 
 def outer_table(config: ModelConfig) -> dict[str, Entry]:
@@ -54,7 +102,7 @@ def outer_table(config: ModelConfig) -> dict[str, Entry]:
     return {
         "embed": Entry((v, d), ("vocab", "embed"), config.embed_std),
         **position,
-        "norm": Entry((d,), ("embed",), None),
+        "norm": _norm(config, d, "embed"),
         **head,
     }
 
@@ -134,12 +182,12 @@ def _tower(change: Callable[[Params], Params], params: Params) -> dict:
 
 
 def _tree(config: ModelConfig, leaf: Callable[[Entry], object]) -> dict:
-    one = layer_table(config)
+    tables = [layer_table(config, layer) for layer in range(config.layers)]
     if config.stacked:
-        leading = {n: Entry((config.layers, *e.shape), ("layers", *e.axes), e.std) for n, e in one.items()}
+        leading = {n: Entry((config.layers, *e.shape), ("layers", *e.axes), e.std) for n, e in tables[0].items()}
         layers = {name: leaf(entry) for name, entry in leading.items()}
     else:
-        layers = {str(i): {name: leaf(entry) for name, entry in one.items()} for i in range(config.layers)}
+        layers = {str(i): {name: leaf(entry) for name, entry in one.items()} for i, one in enumerate(tables)}
     outer = {name: leaf(entry) for name, entry in outer_table(config).items()}
     policy = {**outer, "layers": layers}
     if config.critic is None:
