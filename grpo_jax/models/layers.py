@@ -66,10 +66,10 @@ def rms_norm(x: Array, scale: Array, config: ModelConfig) -> Array:
     """
     wide = x.astype(accumulator(x.dtype))
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
-    scale = jnp.expand_dims(scale, range(x.ndim - 1))
     if config.norm_offset:
-        return (wide * inverse * (config.norm_offset + scale.astype(wide.dtype))).astype(x.dtype)
-    return (wide * inverse).astype(x.dtype) * scale
+        scale = jnp.expand_dims(config.norm_offset + scale.astype(wide.dtype), range(x.ndim - 1))
+        return (wide * inverse * scale).astype(x.dtype)
+    return (wide * inverse).astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
 def angles(position: Array, config: ModelConfig, dtype: jnp.dtype) -> tuple[Array, Array] | None:
