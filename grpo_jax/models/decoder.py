@@ -1,6 +1,7 @@
 """The decoder, written plainly: the definition that every faster path is tested against."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import chex
 import jax
@@ -10,7 +11,8 @@ from grpo_jax.models import attention, critic, layers, table
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.types import Array, Params
 
-Body = Callable[[Array, Mapping[str, Array]], Array]
+Carry = TypeVar("Carry")
+Body = Callable[[Carry, Mapping[str, Array]], Carry]
 _POLICIES = {"full": jax.checkpoint_policies.nothing_saveable, "dots": jax.checkpoint_policies.dots_saveable}
 
 
@@ -49,7 +51,7 @@ def _last(params: Params, config: ModelConfig, tokens: Array, valid: Array) -> A
     return fold(body, x, params, config)
 
 
-def fold(body: Body, x: Array, params: Params, config: ModelConfig, *, last: Body | None = None) -> Array:
+def fold(body: Body[Carry], x: Carry, params: Params, config: ModelConfig, *, last: Body[Carry] | None = None) -> Carry:
     """Applies `body` for every layer in turn, `last` in place of it for the last one when given.
 
     Stacked layers go through a `lax.scan`; ``config.remat`` says what the backward pass computes again.
@@ -66,7 +68,7 @@ def fold(body: Body, x: Array, params: Params, config: ModelConfig, *, last: Bod
     return x if last is None else bodies[1](x, jax.tree.map(lambda leaf: leaf[-1], params["layers"]))
 
 
-def remat(body: Body, config: ModelConfig) -> Body:
+def remat(body: Body[Carry], config: ModelConfig) -> Body[Carry]:
     """`body` with the recomputation that ``config.remat`` asks for."""
     return body if config.remat == "none" else jax.checkpoint(body, policy=_POLICIES[config.remat])
 
