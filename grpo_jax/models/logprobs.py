@@ -132,8 +132,8 @@ def routed_completions(
     position, own_position = _positions(prompts, inputs, size)
     tokens = jnp.concatenate([before, inputs.reshape(count, -1)], axis=1)
     x = constrain(layers.embed(params, tokens.reshape(-1), position.reshape(-1), config), mesh, ("prompts", None))
-    rotation = layers.angles(position.reshape(-1), config, x.dtype)
-    own_rotation = layers.angles(own_position.reshape(-1), config, x.dtype)
+    rotations = layers.rotations(position.reshape(-1), config, x.dtype)
+    own_rotations = layers.rotations(own_position.reshape(-1), config, x.dtype)
     params = replays.attach(params, recorded, size)
     differs = jnp.zeros(x.shape[0], jnp.float32) if compare else None
     close = functools.partial(_close, config=config, use=use, mesh=mesh)
@@ -147,27 +147,28 @@ def routed_completions(
         """[P (S + G T), ...] -> [P G T, ...]."""
         return apart(x)[1].reshape(-1, *x.shape[1:])
 
-    def keys(layer: Mapping[str, Array], normed: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def keys(layer: Mapping[str, Array], normed: Array, rotation) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         key, value = (apart(x) for x in layers.key_value(layer, normed, rotation, config))
         return (key[0], value[0]), (key[1], value[1])
 
-    def body(carry: Carry, layer: Mapping[str, Array]) -> Carry:
+    def body(carry: Carry, layer: Mapping[str, Array], window: attention.Window) -> Carry:
         x, differs = carry
-        normed = layers.rms_norm(x, layer["attention_norm"], config)
-        before_kv, own_kv = keys(layer, normed)
+        normed, rotation = layers.rms_norm(x, layer["attention_norm"], config), rotations(window)
+        before_kv, own_kv = keys(layer, normed, rotation)
         before_query, own_query = apart(layers.query(layer, normed, rotation, config))
-        found = attention.attend_group(own_query, before_kv, own_kv, seen, config)
+        found = attention.attend_group(own_query, before_kv, own_kv, seen, config, window)
         found = found.reshape(count, group * width, *found.shape[3:])
-        found = jnp.concatenate([attention.attend_prefix(before_query, *before_kv, seen, config), found], axis=1)
+        before = attention.attend_prefix(before_query, *before_kv, seen, config, window)
+        found = jnp.concatenate([before, found], axis=1)
         return close(layer, (x, differs), found.reshape(-1, *found.shape[2:]), layer.get(replays.RECORDED))
 
-    def last(carry: Carry, layer: Mapping[str, Array]) -> Carry:
+    def last(carry: Carry, layer: Mapping[str, Array], window: attention.Window) -> Carry:
         x, differs = carry
         normed = layers.rms_norm(x, layer["attention_norm"], config)
-        before_kv, own_kv = keys(layer, normed)
+        before_kv, own_kv = keys(layer, normed, rotations(window))
         x, normed, differs, recorded = jax.tree.map(own, (x, normed, differs, layer.get(replays.RECORDED)))
-        query = layers.query(layer, normed, own_rotation, config).reshape(*inputs.shape, config.heads, -1)
-        found = attention.attend_group(query, before_kv, own_kv, seen, config)
+        query = layers.query(layer, normed, own_rotations(window), config).reshape(*inputs.shape, config.heads, -1)
+        found = attention.attend_group(query, before_kv, own_kv, seen, config, window)
         return close(layer, (x, differs), found.reshape(-1, *found.shape[3:]), recorded)
 
     x, differs = decoder.fold(body, (x, differs), params, config, last=last)
@@ -227,8 +228,17 @@ def token_statistics(
 ) -> dict[str, Array]:
     """What logits f[..., V] say of targets i32[...]: `logp` and the per-token arrays of `want` -> name -> f[...].
 
-    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`.
+    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`. They
+    are computed in the dtype of the logits; what comes out is float32 at least.
     """
+    stats = _token_statistics(logits, targets, temperature, want, reference)
+    return {name: value.astype(layers.accumulator(value.dtype)) for name, value in stats.items()}
+
+
+def _token_statistics(
+    logits: Array, targets: Array, temperature: float | Array, want: Sequence[str], reference: Array | None
+) -> dict[str, Array]:
+    """`token_statistics` in the dtype of the logits."""
     logits = logits / jnp.asarray(temperature, logits.dtype)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
