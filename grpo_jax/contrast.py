@@ -53,7 +53,7 @@ def forward(
 ) -> TokenStats:
     """What the policy `params` says of the tokens of any number of prompts."""
     how = {"group_size": settings.group_size, "temperature": settings.temperature, "chunk": settings.chunk}
-    return logprobs(params, model, rows, want=want, reference=reference, **how)
+    return logprobs(params, model, rows, want=want, reference=reference, replay=settings.replay_experts, **how)
 
 
 def batch_of(rollouts: Rollouts, reward: Reward, seen: Seen, *, recipe: Recipe, settings: Gradient) -> Batch:

@@ -36,6 +36,7 @@ class Train:
     demonstrations: int = 0  # rows of every group that are not sampled but the task's demonstration: 0 or 1
     dynamic: Dynamic | None = None  # sample rounds of prompts until enough groups are informative
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
+    replay_experts: bool = True  # a mixture learns through the experts that sampled; False: through its own choice
 
 
 @dataclass(frozen=True)
@@ -346,6 +347,7 @@ def step_settings(experiment: Experiment) -> Step:
         minibatches=train.minibatches,
         microbatches=train.microbatches,
         chunk=train.chunk,
+        replay_experts=train.replay_experts,
     )
     return Step(
         gradient=gradient,

@@ -224,6 +224,8 @@ def _trial(params: Params, *, old: Params, mini: Batch, view: _View) -> tuple[Ar
             chunk=settings.chunk,
             mesh=view.mesh,
             reference=params,
+            replay=settings.replay_experts,
+            replay_reference=settings.replay_experts,
         )
         assert stats.kl_full is not None
         return loss, share * masked.total(stats.kl_full, rows.mask)
@@ -255,6 +257,7 @@ def _curvature(params: Params, mini: Batch, view: _View) -> Callable[[Params], P
             group_size=settings.group_size,
             chunk=settings.chunk,
             mesh=view.mesh,
+            replay=settings.replay_experts,
         )
 
     cut = pieces(len(index), most=count // settings.microbatches, unit=shards)
