@@ -140,6 +140,8 @@ class ModelConfig:
                 "ModelConfig.rope_scaling is given and rope_theta 0; allowed is a scaling of rotations that are there:"
                 " set rope_theta, or rope_scaling=None"
             )
+        if self.rope_scaling is not None:
+            self.rope_scaling.check_width(self.head_width)
 
     def _check_mixture(self) -> None:
         per_token, hidden = self.experts_per_token, self.expert_hidden
