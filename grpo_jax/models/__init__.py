@@ -10,6 +10,7 @@ from grpo_jax.models.published import read_config
 from grpo_jax.models.rope import RopeScaling
 from grpo_jax.models.saving import save
 from grpo_jax.models.source import fingerprint
+from grpo_jax.models.stored import store
 from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "read_config",
     "save",
     "stack",
+    "store",
     "unstack",
     "values",
     "without_critic",

@@ -21,7 +21,8 @@ from grpo_jax.models.names import Part, parts
 from grpo_jax.models.published import read_config
 from grpo_jax.models.safetensors import DTYPES, Index, brief, empty, read_open
 from grpo_jax.models.source import Placed
-from grpo_jax.models.table import abstract, axes
+from grpo_jax.models.stored import is_stored, restore
+from grpo_jax.models.table import abstract, axes, stack
 from grpo_jax.sharding import sharding_tree
 from grpo_jax.types import Array, Params
 
@@ -50,10 +51,14 @@ def load(
     folder = source.locate(path, revision=revision)
     config = read_config(source.checked_file(folder, source.CONFIG), **changes)
     policy = dataclasses.replace(config, critic=None, critic_detached=False)
-    found = source.tensors(folder)
-    wanted = parts(policy, str(config.family))
-    _check(folder, policy, wanted, found)
-    params = _Reader(policy, wanted, found, mesh).tree()
+    if is_stored(folder):
+        params = restore(folder, policy, mesh)
+        params = stack(params) if config.stacked else params
+    else:
+        found = source.tensors(folder)
+        wanted = parts(policy, str(config.family))
+        _check(folder, policy, wanted, found)
+        params = _Reader(policy, wanted, found, mesh).tree()
     if config.critic is not None:
         fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract(config)[CRITIC])
         params = from_policy({**params, CRITIC: fresh})

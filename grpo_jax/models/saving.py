@@ -85,11 +85,11 @@ def save(
     if jax.process_index() != 0:
         writer.attend(files)
         return
-    with _appearing(path) as folder:
+    with appearing(path) as folder:
         writer.write(folder, files)
         for file in copied:
             shutil.copyfile(file, folder / file.name)
-        _write_json(folder / source.CONFIG, content)
+        write_json(folder / source.CONFIG, content)
 
 
 def _checked(dtype: str) -> str:
@@ -160,7 +160,7 @@ class _Writer:
         if len(files) > 1:
             total = sum(math.prod(part.shape) for _, part in self._of.values()) * self._dtype.itemsize
             mapping = {name: file for file, names in files.items() for name in names}
-            _write_json(
+            write_json(
                 folder / source.INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(mapping.items()))}
             )
 
@@ -215,7 +215,7 @@ def _ids(tokenizer_from: str | os.PathLike | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path) -> Iterator[Path]:
     """A folder under another name, which becomes `path` at the end, and which is gone after a failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -230,7 +230,8 @@ def _appearing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a new JSON file and wait until it is on the disk."""
     with path.open("x", encoding="utf-8") as file:
         json.dump(content, file, indent=2, sort_keys=True)
         file.write("\n")
