@@ -5,6 +5,7 @@ from grpo_jax.models.critic import from_policy, without_critic
 from grpo_jax.models.decoder import forward, values
 from grpo_jax.models.fisher import fisher
 from grpo_jax.models.logprobs import logprobs
+from grpo_jax.models.parts import divide, join, like, trained
 from grpo_jax.models.rope import RopeScaling
 from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
 
@@ -13,13 +14,17 @@ __all__ = [
     "RopeScaling",
     "abstract",
     "axes",
+    "divide",
     "fisher",
     "flat",
     "forward",
     "from_policy",
     "init",
+    "join",
+    "like",
     "logprobs",
     "stack",
+    "trained",
     "unstack",
     "values",
     "without_critic",
