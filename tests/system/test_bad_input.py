@@ -457,7 +457,7 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_again(again: Path, ca
 def process(*arguments: str, wrapped: str = '"$@"', **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, started by a line of `wrapped`."""
     command = [sys.executable, "-m", "grpo_jax", *arguments]
-    paths = {"PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         ["bash", "-c", wrapped, "bash", *command],
         env={**os.environ, **paths, **environment},
@@ -498,7 +498,7 @@ LONG = ["--set", "train.steps=2000", "--set", "evaluation.every=2000", "--set", 
 
 def stopped(number: int, when: Callable[[], bool]) -> tuple[int, str]:
     """Code and stderr of a run that gets the signal `number` as soon as `when` says so."""
-    root = str(Path(cli.__file__).parents[1])
+    root = str(Path(cli.__file__).parents[2])
     paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "grpo_jax", *train(), *LONG]
     with subprocess.Popen(
