@@ -34,7 +34,7 @@ STEPS = (
     ("4 testing", ("testing", "laboratory")),
     (
         "5 runs",
-        tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),
+        tuple("sanity experiment overrides arguments origin folder heldout samples loop report alerts display".split()),
     ),
     ("5 looking at runs", ("plan", "revisit", "show", "ablation", "contrast")),
     ("6 command line", ("endings", "cli", "__main__")),

@@ -9,7 +9,7 @@ Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage
 preempted.
 """
 
-from grpo_jax.cli.files import load
+from grpo_jax.cli.files import experiment_of, load
 from grpo_jax.cli.program import ablate_for, main, main_for
 
-__all__ = ["ablate_for", "load", "main", "main_for"]
+__all__ = ["ablate_for", "experiment_of", "load", "main", "main_for"]

@@ -4,7 +4,8 @@ import difflib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,18 +22,26 @@ def experiment_of(file: str, variant: str | None, assignments: Sequence[str]) ->
 
     Raises ValueError for a file, a variant or a setting that is not there.
     """
-    from grpo_jax.experiment import Experiment
-    from grpo_jax.overrides import override, repeated
+    from grpo_jax.arguments import made
+    from grpo_jax.overrides import repeated
 
-    experiment = _chosen(load(Path(file)), variant, file)
-    if not isinstance(experiment, Experiment):
-        raise ValueError(
-            f"{file}: {'VARIANTS' if variant else 'EXPERIMENT'} holds a {type(experiment).__name__},"
-            " allowed is a grpo_jax.Experiment: write EXPERIMENT = Experiment(...)"
-        )
+    value = _chosen(load(Path(file)), variant, file)
     for path, texts in repeated(assignments).items():
         say(f"--set {path}: got {', '.join(texts)}; the last counts")
-    return override(experiment, assignments)
+    with told_by_line(Path(file)):
+        return made(value, assignments, what=f"{file}: {f'VARIANTS[{variant!r}]' if variant else 'EXPERIMENT'}")
+
+
+@contextmanager
+def told_by_line(path: Path) -> Iterator[None]:
+    """Errors that leave a function of the file `path` are told with the line of the file that they came from."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if _explained(error) or not any(frame.filename == str(path.resolve()) for frame in frames):
+            raise
+        raise Unloadable(_blamed(path.resolve(), error)) from error
 
 
 def load(path: Path) -> ModuleType:

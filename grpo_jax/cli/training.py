@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from grpo_jax.cli.files import experiment_of, load
+from grpo_jax.cli.files import experiment_of, load, told_by_line
 from grpo_jax.cli.parser import choice_flags, settings_flag
 from grpo_jax.lifeline import BadData, Exit, page
 from grpo_jax.origin import Origin
@@ -71,7 +71,9 @@ def _ablate(parsed: argparse.Namespace) -> int:
     keep_programs()
     file = Path(parsed.file)
     chosen = {"variants": parsed.variants, "seeds": parsed.seeds, "rollouts": parsed.rollouts}
-    ablation = command.planned(file, load(file), assignments=parsed.settings, **chosen)
+    module = load(file)
+    with told_by_line(file):
+        ablation = command.planned(file, module, assignments=parsed.settings, **chosen)
     folder = Path(parsed.dir or Path("runs") / f"{file.stem}-ablation")
     if parsed.dry_run:
         page(command.preview(ablation, folder))

@@ -84,7 +84,7 @@ def test_unknown_variants_and_settings_name_the_nearest(ran: list, capsys: pytes
     file.write_text("VARIANTS = 1")
     assert "VARIANTS is a int, allowed is a mapping" in refused(capsys, str(file), "--variant", "a")
     file.write_text("VARIANTS = {'a': 1}")
-    assert "VARIANTS holds a int" in refused(capsys, str(file), "--variant", "a")
+    assert "VARIANTS['a'] holds a int" in refused(capsys, str(file), "--variant", "a")
     assert ran == []
 
 

@@ -211,7 +211,10 @@ SETTINGS = [
     ("sampling.stop=999", r"sampling\.stop: got 999, allowed are ids of tokens, 0 to 261"),
     ("sampling.max_tokens=13", r"sampling\.max_tokens: got 13, allowed up to 12"),
     ("model.positions=20", r"model\.positions: got 20, allowed >= 32 for prompts of 20 .*: set model\.positions=32"),
-    ("model.activation=gel", "model.activation: got 'gel', allowed silu, gelu, relu: write for instance gelu"),
+    (
+        "model.activation=gel",
+        "model.activation: got 'gel', allowed silu, gelu, gelu_exact, relu: write for instance gelu",
+    ),
     ("model.compute_dtype=floaty", "compute_dtype is 'floaty'; allowed are names of float types"),
     ("recipe.parts.0.term=dapo", r"parts\.0\.term: got 'dapo', but this setting holds the function ppo_clip with"),
     (
