@@ -161,9 +161,9 @@ class Experiment:
     def __post_init__(self) -> None:
         sanity.check(self)
         vocabulary = self.data.tokenizer.vocab_size
-        if self.model.vocab != vocabulary:
+        if self.model.vocab < vocabulary:  # published models have more rows than tokens: a round number of them
             raise ValueError(
-                f"model.vocab: got {self.model.vocab}, allowed {vocabulary}, the tokenizer's: build the model with"
+                f"model.vocab: got {self.model.vocab}, allowed >= {vocabulary}, the tokenizer's: build the model with"
                 " vocab=data.tokenizer.vocab_size"
             )
         if self.sampling.max_tokens > self.data.completion_width:
