@@ -60,7 +60,7 @@ class ModelConfig:
     experts_per_token: int = 0  # how many of them a token goes through
     expert_hidden: int = 0  # F of each of them
     expert_renormalised: bool = True  # True: the weights of the chosen ones sum to 1
-    expert_path: ExpertPath = "grouped"  # grouped: only chosen ones compute; dense: all do, the definition
+    expert_path: ExpertPath = "grouped"  # grouped: chosen ones compute, all where `backward` is plain; dense: all do
     dense_layers: tuple[int, ...] = ()  # layers of a mixture that have one ordinary feed-forward block
     norm_eps: float = 1e-6
     param_dtype: str = "float32"

@@ -35,7 +35,7 @@ def _last(params: Params, config: ModelConfig, tokens: Array, valid: Array) -> A
     chex.assert_rank([tokens, valid], 2)
     check_length(config, tokens.shape[1])
     position = jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)
-    x = layers.embed(params, jnp.where(valid, tokens, 0), position)
+    x = layers.embed(params, jnp.where(valid, tokens, 0), position, config)
     rotation = layers.angles(position, config, x.dtype)
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     mask = causal[None] & valid[:, None, :]

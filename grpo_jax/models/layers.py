@@ -59,9 +59,16 @@ def linear(x: Array, weight: Array, config: ModelConfig, *, contract: int = 1) -
 
 
 def rms_norm(x: Array, scale: Array, config: ModelConfig) -> Array:
-    """``x / sqrt(mean(x^2) + eps) * scale`` over the last dimension, in at least float32 (arXiv:1910.07467)."""
+    """``x / sqrt(mean(x^2) + eps) * scale`` over the last dimension, in at least float32 (arXiv:1910.07467).
+
+    With an offset ``(offset + scale)`` takes the place of ``scale``, and what is narrower than float32 is rounded after
+    that product, not before it: so does the Gemma that was trained.
+    """
     wide = x.astype(accumulator(x.dtype))
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    if config.norm_offset:
+        scale = jnp.expand_dims(config.norm_offset + scale.astype(wide.dtype), range(x.ndim - 1))
+        return (wide * inverse * scale).astype(x.dtype)
     return (wide * inverse).astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
@@ -85,30 +92,54 @@ def rotate(x: Array, rotation: tuple[Array, Array] | None) -> Array:
     return (halves * cosine + halves[..., ::-1, :] * sine).reshape(x.shape)
 
 
+def project(layer: Mapping[str, Array], name: str, x: Array, config: ModelConfig, *, contract: int = 1) -> Array:
+    """x times the matrix `name` of a layer, as `linear`, plus ``<name>_bias`` where the layer has one."""
+    y = linear(x, layer[name], config, contract=contract)
+    bias = layer.get(f"{name}_bias")
+    return y if bias is None else y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
+
+
 def key_value(layer: Mapping[str, Array], normed: Array, rotation: tuple | None, config: ModelConfig):
     """Keys and values [..., J, C] of the normed input [..., D]."""
-    key = rotate(linear(normed, layer["key"], config), rotation)
-    return key, linear(normed, layer["value"], config)
+    key = normed_if(layer, "key_norm", project(layer, "key", normed, config), config)
+    return rotate(key, rotation), project(layer, "value", normed, config)
 
 
 def query(layer: Mapping[str, Array], normed: Array, rotation: tuple | None, config: ModelConfig) -> Array:
-    """Queries [..., H, C] of the normed input [..., D], scaled by C^-1/2 already."""
-    return rotate(linear(normed, layer["query"], config), rotation) * config.head_width**-0.5
+    """Queries [..., H, C] of the normed input [..., D], scaled already, by C^-1/2 where the config says nothing."""
+    found = normed_if(layer, "query_norm", project(layer, "query", normed, config), config)
+    return rotate(found, rotation) * (config.query_scale or config.head_width**-0.5)
 
 
 def close(layer: Mapping[str, Array], x: Array, attended: Array, config: ModelConfig) -> Array:
     """The rest of a layer: x [..., D] plus what attention [..., H, C] found, then the feed-forward block."""
-    x = x + linear(attended, layer["output"], config, contract=2)
-    normed = rms_norm(x, layer["mlp_norm"], config)
-    hidden = linear(normed, layer["up"], config)
+    found = project(layer, "output", attended, config, contract=2)
+    x = x + normed_if(layer, "attention_post_norm", found, config)
+    found = feed_forward(layer, rms_norm(x, layer["mlp_norm"], config), config)
+    return x + normed_if(layer, "mlp_post_norm", found, config)
+
+
+def feed_forward(layer: Mapping[str, Array], normed: Array, config: ModelConfig) -> Array:
+    """What the feed-forward block adds to the residual stream, [..., D], for its normed input [..., D]."""
+    hidden = project(layer, "up", normed, config)
     activation = _ACTIVATIONS[config.activation]
-    hidden = activation(linear(normed, layer["gate"], config)) * hidden if "gate" in layer else activation(hidden)
-    return x + linear(hidden, layer["down"], config)
+    hidden = activation(project(layer, "gate", normed, config)) * hidden if "gate" in layer else activation(hidden)
+    return project(layer, "down", hidden, config)
 
 
-def embed(params: Mapping, tokens: Array, position: Array) -> Array:
-    """Vectors [..., D] of tokens i32[...] at position i32[...]."""
+def normed_if(layer: Mapping[str, Array], name: str, x: Array, config: ModelConfig) -> Array:
+    """x through the norm `name` of a layer, where the layer has one."""
+    return rms_norm(x, layer[name], config) if name in layer else x
+
+
+def embed(params: Mapping, tokens: Array, position: Array, config: ModelConfig) -> Array:
+    """Vectors [..., D] of tokens i32[...] at position i32[...].
+
+    The factor of a Gemma is rounded to the dtype of the computation first, as in the model that was trained.
+    """
     x = params["embed"][tokens]
+    if config.embed_scale:
+        x = x * jnp.asarray(config.embed_scale, x.dtype)
     return x + params["position"][position] if "position" in params else x
 
 
@@ -116,7 +147,12 @@ def unembed(params: Mapping, x: Array, config: ModelConfig) -> Array:
     """Logits [..., V] of the output x [..., D] of the last layer, summed in at least float32."""
     weight = params["head"] if "head" in params else params["embed"].T
     normed = rms_norm(x, params["norm"], config)
-    return jnp.matmul(normed, weight, preferred_element_type=accumulator(x.dtype))
+    return capped(jnp.matmul(normed, weight, preferred_element_type=accumulator(x.dtype)), config.logit_cap)
+
+
+def capped(x: Array, cap: float) -> Array:
+    """``cap tanh(x / cap)``, which stays between -cap and cap; x for a cap of 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:

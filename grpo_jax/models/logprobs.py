@@ -89,7 +89,7 @@ def completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: A
     before_position = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None], before.shape)
     position = jnp.concatenate([before_position, own_position], axis=1)
     tokens = jnp.concatenate([before, inputs.reshape(count, -1)], axis=1)
-    x = constrain(layers.embed(params, tokens.reshape(-1), position.reshape(-1)), mesh, ("prompts", None))
+    x = constrain(layers.embed(params, tokens.reshape(-1), position.reshape(-1), config), mesh, ("prompts", None))
     rotation = layers.angles(position.reshape(-1), config, x.dtype)
     own_rotation = layers.angles(own_position.reshape(-1), config, x.dtype)
 

@@ -101,7 +101,7 @@ def _prefill(weights: Mapping, config: ModelConfig, prompts: Prompts, mesh) -> t
     tokens, seen = arrange.prefix(prompts)
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     flat = position.reshape(-1)
-    x = constrain(layers.embed(weights, tokens.reshape(-1), flat), mesh, ("prompts", None))
+    x = constrain(layers.embed(weights, tokens.reshape(-1), flat, config), mesh, ("prompts", None))
     rotation = layers.angles(flat, config, x.dtype)
     prefixes = []
     for i in range(config.layers):
@@ -170,7 +170,7 @@ def _read(fixed: _Fixed, config: ModelConfig, state: _Loop, mesh) -> tuple[Array
     """Logits f32[P * G, V] after the current token of every row, and the caches with it."""
     shape = state.token.shape
     position = jnp.broadcast_to(fixed.length[:, None] - 1 + state.t, shape).reshape(-1)
-    x = constrain(layers.embed(fixed.params, state.token.reshape(-1), position), mesh, ("prompts", None))
+    x = constrain(layers.embed(fixed.params, state.token.reshape(-1), position, config), mesh, ("prompts", None))
     rotation = layers.angles(position, config, x.dtype)
     new = []
     for i in range(config.layers):
