@@ -4,8 +4,13 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import from_policy, without_critic
 from grpo_jax.models.decoder import forward, values
 from grpo_jax.models.fisher import fisher
+from grpo_jax.models.loading import load
 from grpo_jax.models.logprobs import logprobs
+from grpo_jax.models.published import read_config
 from grpo_jax.models.rope import RopeScaling
+from grpo_jax.models.saving import save
+from grpo_jax.models.source import fingerprint
+from grpo_jax.models.stored import store
 from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
 
 __all__ = [
@@ -13,13 +18,18 @@ __all__ = [
     "RopeScaling",
     "abstract",
     "axes",
+    "fingerprint",
     "fisher",
     "flat",
     "forward",
     "from_policy",
     "init",
+    "load",
     "logprobs",
+    "read_config",
+    "save",
     "stack",
+    "store",
     "unstack",
     "values",
     "without_critic",

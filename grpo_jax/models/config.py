@@ -16,7 +16,7 @@ _CHOICES = {"activation": Activation, "remat": Remat, "backward": Backward, "exp
 _COUNTS = ("vocab", "width", "layers", "heads", "kv_heads", "head_width", "hidden")
 _AMOUNTS = (
     *("positions", "rope_theta", "local_rope_theta", "embed_std", "head_std", "weight_std", "embed_scale"),
-    *("query_scale", "attention_cap", "logit_cap", "experts", "experts_per_token", "expert_hidden"),
+    *("query_scale", "attention_cap", "logit_cap", "context", "experts", "experts_per_token", "expert_hidden"),
 )
 
 
@@ -74,6 +74,7 @@ class ModelConfig:
     weight_std: float = 0.0  # of the matrices of a layer; 0: (inputs of the matrix) ** -0.5
     critic: Critic | None = None  # values come from a head on the policy's last layer, or on a decoder of their own
     critic_detached: bool = False  # True: a head on the policy's last layer reads it and does not change it
+    context: int = 0  # longest sequence that published weights are made for; 0: not said. Nothing is computed with it
     family: str | None = None  # the architecture of transformers whose names and file format weights have
 
     def __post_init__(self) -> None:
