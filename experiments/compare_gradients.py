@@ -72,8 +72,10 @@ def experiment_of(asked: argparse.Namespace) -> tuple[Experiment, Path]:
     return cli.experiment_of(str(HERE / f"{name}.py"), None, asked.settings), Path(asked.dir) / f"policy-{name}"
 
 
-def policy_of(experiment: Experiment, folder: Path, asked: argparse.Namespace) -> tuple[Params, dict[str, Any], int]:
-    """A policy of the experiment, where that is from, and the draws that it has made."""
+def policy_of(
+    experiment: Experiment, folder: Path, asked: argparse.Namespace
+) -> tuple[Params, Params | None, dict[str, Any], int]:
+    """A policy of the experiment, trained and frozen part, where that is from, and the draws that it has made."""
     if asked.run is None:
         small: Evaluation = replace(
             experiment.evaluation, full_prompts=experiment.evaluation.prompts, samples=1, show=0
@@ -84,7 +86,8 @@ def policy_of(experiment: Experiment, folder: Path, asked: argparse.Namespace) -
     with visit(folder, experiment) as kept:
         found = restore(kept, experiment, asked.checkpoint)
     draws = int(found.state.cursor) if found.meta["phase"] == PHASES[-1] else 0
-    return host(found.state.params), {"run": str(folder), **{n: found.meta[n] for n in ("phase", "step")}}, draws
+    at = {"run": str(folder), **{n: found.meta[n] for n in ("phase", "step")}}
+    return host(found.state.params), host(found.frozen), at, draws
 
 
 def chosen(asked: str | None, sample: Sample) -> tuple[str, ...]:
@@ -188,10 +191,10 @@ def act(asked: argparse.Namespace) -> int:
     check(experiment, rows=how["rows"], drift=how["drift"])  # before a policy is trained
     keep_programs()
     check_backend()
-    params, at, draws = policy_of(experiment, folder, asked)
+    params, frozen, at, draws = policy_of(experiment, folder, asked)
     experiment = replace(experiment, mesh=None)
     settings, folder = step_settings(experiment).gradient, Path(asked.dir)
-    sample = sampled(experiment, params, draws=draws, **how)
+    sample = sampled(experiment, params, draws=draws, frozen=frozen, **how)
     at = {**at, "first_draw": draws, **how}
     page(report.clean(f"{experiment.name}: {', '.join(f'{name} {value}' for name, value in at.items())}") + "\n\n")
     if asked.categories is None:

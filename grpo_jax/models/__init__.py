@@ -6,6 +6,7 @@ from grpo_jax.models.decoder import forward, values
 from grpo_jax.models.fisher import fisher
 from grpo_jax.models.loading import load
 from grpo_jax.models.logprobs import logprobs
+from grpo_jax.models.parts import divide, join, like, trained
 from grpo_jax.models.published import read_config
 from grpo_jax.models.rope import RopeScaling
 from grpo_jax.models.saving import save
@@ -18,18 +19,22 @@ __all__ = [
     "RopeScaling",
     "abstract",
     "axes",
+    "divide",
     "fingerprint",
     "fisher",
     "flat",
     "forward",
     "from_policy",
     "init",
+    "join",
+    "like",
     "load",
     "logprobs",
     "read_config",
     "save",
     "stack",
     "store",
+    "trained",
     "unstack",
     "values",
     "without_critic",
