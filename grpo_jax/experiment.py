@@ -36,6 +36,7 @@ class Train:
     demonstrations: int = 0  # rows of every group that are not sampled but the task's demonstration: 0 or 1
     dynamic: Dynamic | None = None  # sample rounds of prompts until enough groups are informative
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
+    frozen: tuple[str, ...] = ()  # patterns of names of parameters that GRPO leaves as they are: layers/0/*, embed
 
 
 @dataclass(frozen=True)
@@ -327,6 +328,7 @@ class Summary:
     seconds: float
     cpu_seconds: float
     parameters: int
+    trained: int
     state_digest: str
     estimates: Mapping[str, object] = field(default_factory=dict)
     traces: Mapping[str, int] = field(default_factory=dict)
@@ -355,10 +357,15 @@ def step_settings(experiment: Experiment) -> Step:
     )
 
 
+def untouched(experiment: Experiment) -> ModelConfig:
+    """The model that the run begins with, and that a warm start trains in full."""
+    return experiment.model
+
+
 def warm_settings(experiment: Experiment, warm: WarmStart) -> Gradient:
     """What the compiled warm start step of `experiment` is bound to."""
     return Gradient(
-        model=experiment.model,
+        model=untouched(experiment),
         recipe=IMITATION,
         optimizer=warm.optimizer,
         group_size=1,

@@ -99,7 +99,7 @@ def _take(entry: Entry, session: Session) -> Warmed | None:
     try:
         kept = entry.checkpoints()
         try:
-            restored = kept.restore(abstract(first_states(session.experiment, session.mesh)[0]))
+            restored = kept.restore(abstract(first_states(session.experiment, session.mesh).state))
         finally:
             kept.close()
         lines = {name: (entry.path / name).read_bytes() for name in JOURNALS}

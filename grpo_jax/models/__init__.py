@@ -4,8 +4,14 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import from_policy, without_critic
 from grpo_jax.models.decoder import forward, values
 from grpo_jax.models.fisher import fisher
+from grpo_jax.models.loading import load
 from grpo_jax.models.logprobs import logprobs
+from grpo_jax.models.parts import divide, join, like, trained
+from grpo_jax.models.published import read_config
 from grpo_jax.models.rope import RopeScaling
+from grpo_jax.models.saving import save
+from grpo_jax.models.source import fingerprint
+from grpo_jax.models.stored import store
 from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
 
 __all__ = [
@@ -13,13 +19,22 @@ __all__ = [
     "RopeScaling",
     "abstract",
     "axes",
+    "divide",
+    "fingerprint",
     "fisher",
     "flat",
     "forward",
     "from_policy",
     "init",
+    "join",
+    "like",
+    "load",
     "logprobs",
+    "read_config",
+    "save",
     "stack",
+    "store",
+    "trained",
     "unstack",
     "values",
     "without_critic",

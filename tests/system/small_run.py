@@ -102,6 +102,11 @@ VARIANTS = {
     "difficulty": dataclasses.replace(
         PLAIN, data=PARTS, train=dataclasses.replace(CHOOSY, difficulty=Difficulty()), warm_start=None
     ),
+    "frozen": dataclasses.replace(
+        PLAIN,
+        recipe=grpo(beta=0.04),
+        train=dataclasses.replace(PLAIN.train, frozen=("embed", "layers/0/[gud]*")),
+    ),
     "twins": dataclasses.replace(
         PLAIN, text_rewards={"accuracy": (always, 1.0), "digits": (digits_in_text, 0.25)}, warm_start=None
     ),
