@@ -36,6 +36,7 @@ class Train:
     demonstrations: int = 0  # rows of every group that are not sampled but the task's demonstration: 0 or 1
     dynamic: Dynamic | None = None  # sample rounds of prompts until enough groups are informative
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
+    frozen: tuple[str, ...] = ()  # patterns of names of parameters that GRPO leaves as they are: layers/0/*, embed
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ class Experiment:
     def __post_init__(self) -> None:
         sanity.check(self)
         vocabulary = self.data.tokenizer.vocab_size
-        if self.model.vocab != vocabulary:
+        if self.model.vocab < vocabulary:  # published models have more rows than tokens: a round number of them
             raise ValueError(
-                f"model.vocab: got {self.model.vocab}, allowed {vocabulary}, the tokenizer's: build the model with"
+                f"model.vocab: got {self.model.vocab}, allowed >= {vocabulary}, the tokenizer's: build the model with"
                 " vocab=data.tokenizer.vocab_size"
             )
         if self.sampling.max_tokens > self.data.completion_width:
@@ -327,6 +328,7 @@ class Summary:
     seconds: float
     cpu_seconds: float
     parameters: int
+    trained: int
     state_digest: str
     estimates: Mapping[str, object] = field(default_factory=dict)
     traces: Mapping[str, int] = field(default_factory=dict)
@@ -358,7 +360,7 @@ def step_settings(experiment: Experiment) -> Step:
 def warm_settings(experiment: Experiment, warm: WarmStart) -> Gradient:
     """What the compiled warm start step of `experiment` is bound to."""
     return Gradient(
-        model=experiment.model,
+        model=experiment.model.without_lora,
         recipe=IMITATION,
         optimizer=warm.optimizer,
         group_size=1,

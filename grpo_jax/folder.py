@@ -21,6 +21,8 @@ from grpo_jax.types import TrainState
 PHASES = ("warm_start", "grpo")
 BEFORE_CONFIG = (".lock", f"{CONFIG}.partial")
 """What a run killed in its first moments leaves behind."""
+REFERENCE, FROZEN = BESIDE = ("reference", "frozen")
+"""Folders of what a run begins GRPO with and does not change: the reference policy, and parameters not trained."""
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -103,9 +105,9 @@ class RunFolder:
         self.checkpoints.save(position.index(meta), state, {**meta, **position.fields()}, best=best, passing=passing)
 
     @contextmanager
-    def reference(self) -> Iterator[Checkpoints]:
-        """The checkpoint of the reference policy, kept beside those of the run."""
-        kept = Checkpoints(self.path / "reference", identity=self.identity, keep_last=1)
+    def beside(self, name: str) -> Iterator[Checkpoints]:
+        """A checkpoint that is written once and stays beside those of the run, of the names in `BESIDE`."""
+        kept = Checkpoints(self.path / name, identity=self.identity, keep_last=1)
         try:
             yield kept
         finally:
@@ -309,7 +311,7 @@ def _differences(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
 def _begun(path: Path) -> bool:
     """Whether a run has left anything in `path` that depends on its settings."""
     lines = any((path / name).exists() and (path / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl"))
-    return lines or any((path / name).exists() for name in ("checkpoints", "reference"))
+    return lines or any((path / name).exists() for name in ("checkpoints", *BESIDE))
 
 
 def _version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:

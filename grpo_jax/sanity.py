@@ -18,6 +18,7 @@ import numpy as np
 from grpo_jax.advantages import fields_read, learns_alone
 from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
+from grpo_jax.models import trained
 from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
 from grpo_jax.updates import TrustRegion
@@ -40,6 +41,7 @@ def check(experiment: Any) -> None:
     _check_mesh(experiment)
     _check_dynamic(experiment)
     _check_difficulty(experiment)
+    trained(experiment.model, experiment.train.frozen)
 
 
 def _numbers(prefix: str, group: Any) -> Iterator[tuple[str, type, Any]]:

@@ -119,6 +119,11 @@ class Checkpoints:
         quiet_storage()
 
     @property
+    def directory(self) -> Path:
+        """Where they are."""
+        return self._directory
+
+    @property
     def _manager(self) -> ocp.CheckpointManager:
         # Opened late: it reads every folder, so those that are empty or uncommitted have to be put aside before.
         if self._opened is None:

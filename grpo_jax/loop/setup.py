@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,11 +15,12 @@ from grpo_jax.display import Plan
 from grpo_jax.experiment import Experiment, fitting_chunks, most_draws, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.loop.rounds import first_memory
+from grpo_jax.models import adapters, divide, init, join, trained
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.sharding import make_mesh
-from grpo_jax.train import init_state, place_state, start
+from grpo_jax.train import Stream, place_params, place_state, start, stream
 from grpo_jax.types import Params, Prompts, TrainState
 
 CHECKED = 1 << 17
@@ -102,20 +103,40 @@ def problems(experiment: Experiment) -> Prompts:
     return prompts
 
 
-def first_states(experiment: Experiment, mesh: Mesh | None) -> tuple[TrainState, TrainState]:
-    """The state that the run begins with, and one of GRPO: they differ where the warm start has its own optimiser.
+class Beginning(NamedTuple):
+    """What a run can begin with."""
 
-    A checkpoint holds one of the two kinds.
+    state: TrainState  # with which it does
+    grpo: TrainState  # one of GRPO; they differ where the warm start has its own optimiser or trains more parameters
+    frozen: Params | None  # parameters that GRPO leaves as they are; with a warm start only their shapes are those
+
+
+def first_states(experiment: Experiment, mesh: Mesh | None) -> Beginning:
+    """The states that the run begins with, in each of its phases. A checkpoint holds one of the two kinds."""
+    warm = experiment.warm_start
+    base = place_params(first_params(experiment), experiment.model.without_lora, mesh)
+    grpo, frozen = grpo_state(experiment, base, mesh)
+    if warm is None:
+        return Beginning(grpo, grpo, frozen)
+    return Beginning(
+        place_state(start(base, warm_settings(experiment, warm)), experiment.model.without_lora, mesh), grpo, frozen
+    )
+
+
+def first_params(experiment: Experiment) -> Params:
+    """All parameters that the run begins with, before anything is added to them."""
+    return init(stream(experiment.seed, Stream.INIT), experiment.model.without_lora)
+
+
+def grpo_state(experiment: Experiment, params: Params, mesh: Mesh | None) -> tuple[TrainState, Params | None]:
+    """The state that GRPO begins with at `params`, and what it leaves as it is, None where that is nothing.
+
+    New adapters where the model has some, a new optimiser, no steps, and what its rounds remember.
     """
-    warm, gradient = experiment.warm_start, step_settings(experiment).gradient
-    begun = init_state(experiment.seed, warm_settings(experiment, warm) if warm else gradient)
-    first = place_state(begun, experiment.model, mesh)
-    later = grpo_state(experiment, first.params, mesh)
-    return first if warm else later, later
-
-
-def grpo_state(experiment: Experiment, params: Params, mesh: Mesh | None) -> TrainState:
-    """The state that GRPO begins with at `params`: a new optimiser, no steps, and what its rounds remember."""
+    model, frozen = experiment.model, None
+    if model.lora is not None or experiment.train.frozen:
+        params = join(params, adapters(stream(experiment.seed, Stream.INIT), model))
+        params, frozen = divide(params, trained(model, experiment.train.frozen))
     begun = start(params, step_settings(experiment).gradient)
     begun = begun.replace(memory={**begun.memory, **first_memory(experiment)})
-    return place_state(begun, experiment.model, mesh)
+    return place_state(begun, model, mesh), None if frozen is None else place_params(frozen, model, mesh)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from grpo_jax import metrics, objectives
-from grpo_jax.models import ModelConfig, logprobs
+from grpo_jax.models import ModelConfig, join, logprobs
 from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
@@ -94,16 +94,18 @@ def update(
     key: Array,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`state` after ``epochs * minibatches`` optimiser updates on `batch`, and their mean metrics.
 
     The loss of minibatch b of M is ``M * sum of weight * term`` over its rows: the mean over minibatches is the loss of
     the batch whatever M. An update whose loss, gradient or step is not finite changes neither parameters nor optimiser
     state and adds one to ``state.skipped``, which a good update sets back to 0. `key` orders the prompts and feeds
-    `prepare` steps; `reference` are the parameters of the policy with which a term compares whole distributions.
+    `prepare` steps; `reference` are the parameters of the policy with which a term compares whole distributions. Where
+    parameters are `frozen`, those of the state and of the reference are the others, and no gradient is made of them.
     """
     move = partial(_apply, optimizer=_optimizer(settings))
-    return rounds(state, batch, settings, move, key=key, mesh=mesh, reference=reference)
+    return rounds(state, batch, settings, move, key=key, mesh=mesh, reference=reference, frozen=frozen)
 
 
 def rounds(
@@ -115,9 +117,10 @@ def rounds(
     key: Array,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`update` with `move` in place of the optimiser: the minibatches in their order, loss and gradient of each."""
-    score = partial(statistics, settings=settings, mesh=mesh, reference=reference)
+    score = partial(statistics, settings=settings, mesh=mesh, reference=reference, frozen=frozen)
     arranged = batches.arrange(batch, settings.group_size)
     levels = batches.has_levels(batch)
     order = _order(settings, batch.rollouts.prompts.length.shape[0], key)
@@ -165,9 +168,10 @@ def statistics(
     settings: Gradient,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
     want: tuple[str, ...] | None = None,
 ) -> TokenStats:
-    """What the policy `params` says of `rows`: log-probabilities, and `want`.
+    """What the policy of `params`, and of what is `frozen`, says of `rows`: log-probabilities, and `want`.
 
     None is what the recipe asks for and the entropy, which every journal has.
     """
@@ -175,7 +179,7 @@ def statistics(
         asked = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
         want = tuple(sorted({*asked, "entropy"}))
     return logprobs(
-        params,
+        join(params, frozen),
         settings.model,
         rows.rollouts,
         temperature=settings.temperature,
@@ -183,7 +187,7 @@ def statistics(
         group_size=settings.group_size,
         chunk=settings.chunk,
         mesh=mesh,
-        reference=reference,
+        reference=None if reference is None else join(reference, frozen),
     )
 
 
