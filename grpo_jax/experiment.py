@@ -333,15 +333,10 @@ def step_settings(experiment: Experiment) -> Step:
     )
 
 
-def untouched(experiment: Experiment) -> ModelConfig:
-    """The model that the run begins with, and that a warm start trains in full."""
-    return experiment.model
-
-
 def warm_settings(experiment: Experiment, warm: WarmStart) -> Gradient:
     """What the compiled warm start step of `experiment` is bound to."""
     return Gradient(
-        model=untouched(experiment),
+        model=experiment.model.without_lora,
         recipe=IMITATION,
         optimizer=warm.optimizer,
         group_size=1,

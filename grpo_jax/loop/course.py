@@ -26,7 +26,7 @@ from grpo_jax.loop.rounds import Rounds, refuse_recording
 from grpo_jax.loop.session import Session
 from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from grpo_jax.loop.warm_starts import warmed
-from grpo_jax.models import without_critic
+from grpo_jax.models import without_adapters, without_critic
 from grpo_jax.origin import Origin
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.train import refers
@@ -141,8 +141,11 @@ def before(session: Session, state: TrainState, meta: dict[str, Any]) -> dict[st
 def reference(session: Session, state: TrainState, done: int) -> Params | None:
     """The reference policy, if the recipe has one: what GRPO began with, kept beside the run.
 
-    It has the frozen parameters of the policy, and only the others are kept.
+    It has the frozen parameters of the policy, and only the others are kept: where adapters alone are trained there are
+    none, because it is the policy without adapters.
     """
     if not refers(session.experiment.recipe):
         return None
-    return session.kept_once(REFERENCE, without_critic(state.params), None if done else state)
+    own = without_adapters(without_critic(state.params))
+    kept = session.kept_once(REFERENCE, own, None if done else state)
+    return jax.tree.map(lambda x: x.copy(), kept) if kept is own else kept  # a step uses up what it trains

@@ -90,33 +90,34 @@ def completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: A
     position = jnp.concatenate([before_position, own_position], axis=1)
     tokens = jnp.concatenate([before, inputs.reshape(count, -1)], axis=1)
     x = constrain(layers.embed(params, tokens.reshape(-1), position.reshape(-1), config), mesh, ("prompts", None))
-    rotation = layers.angles(position.reshape(-1), config, x.dtype)
-    own_rotation = layers.angles(own_position.reshape(-1), config, x.dtype)
+    rotations = layers.rotations(position.reshape(-1), config, x.dtype)
+    own_rotations = layers.rotations(own_position.reshape(-1), config, x.dtype)
 
     def apart(x: Array) -> tuple[Array, Array]:
         """[P (S + G T), ...] -> [P, S, ...] and [P, G, T, ...]."""
         x = x.reshape(count, -1, *x.shape[1:])
         return x[:, :size], x[:, size:].reshape(count, group, width, *x.shape[2:])
 
-    def keys(layer: Mapping[str, Array], normed: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def keys(layer: Mapping[str, Array], normed: Array, rotation) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         key, value = (apart(x) for x in layers.key_value(layer, normed, rotation, config))
         return (key[0], value[0]), (key[1], value[1])
 
-    def body(x: Array, layer: Mapping[str, Array]) -> Array:
-        normed = layers.rms_norm(x, layer["attention_norm"], config)
-        before_kv, own_kv = keys(layer, normed)
+    def body(x: Array, layer: Mapping[str, Array], window: attention.Window) -> Array:
+        normed, rotation = layers.rms_norm(x, layer["attention_norm"], config), rotations(window)
+        before_kv, own_kv = keys(layer, normed, rotation)
         before_query, own_query = apart(layers.query(layer, normed, rotation, config))
-        found = attention.attend_group(own_query, before_kv, own_kv, seen, config)
+        found = attention.attend_group(own_query, before_kv, own_kv, seen, config, window)
         found = found.reshape(count, group * width, *found.shape[3:])
-        found = jnp.concatenate([attention.attend_prefix(before_query, *before_kv, seen, config), found], axis=1)
+        before = attention.attend_prefix(before_query, *before_kv, seen, config, window)
+        found = jnp.concatenate([before, found], axis=1)
         return constrain(layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config), mesh, ("prompts", None))
 
-    def last(x: Array, layer: Mapping[str, Array]) -> Array:
+    def last(x: Array, layer: Mapping[str, Array], window: attention.Window) -> Array:
         normed = layers.rms_norm(x, layer["attention_norm"], config)
-        before_kv, own_kv = keys(layer, normed)
+        before_kv, own_kv = keys(layer, normed, rotations(window))
         x, normed = (apart(y)[1].reshape(-1, y.shape[1]) for y in (x, normed))
-        query = layers.query(layer, normed, own_rotation, config).reshape(*inputs.shape, config.heads, -1)
-        found = attention.attend_group(query, before_kv, own_kv, seen, config)
+        query = layers.query(layer, normed, own_rotations(window), config).reshape(*inputs.shape, config.heads, -1)
+        found = attention.attend_group(query, before_kv, own_kv, seen, config, window)
         return layers.close(layer, x, found.reshape(-1, *found.shape[3:]), config)
 
     x = decoder.fold(body, x, params, config, last=last)
@@ -147,8 +148,17 @@ def token_statistics(
 ) -> dict[str, Array]:
     """What logits f[..., V] say of targets i32[...]: `logp` and the per-token arrays of `want` -> name -> f[...].
 
-    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`.
+    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`. They
+    are computed in the dtype of the logits; what comes out is float32 at least.
     """
+    stats = _token_statistics(logits, targets, temperature, want, reference)
+    return {name: value.astype(layers.accumulator(value.dtype)) for name, value in stats.items()}
+
+
+def _token_statistics(
+    logits: Array, targets: Array, temperature: float | Array, want: Sequence[str], reference: Array | None
+) -> dict[str, Array]:
+    """`token_statistics` in the dtype of the logits."""
     logits = logits / jnp.asarray(temperature, logits.dtype)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]

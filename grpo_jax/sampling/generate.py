@@ -103,16 +103,16 @@ def _prefill(weights: Mapping, config: ModelConfig, prompts: Prompts, mesh) -> t
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     flat = position.reshape(-1)
     x = constrain(layers.embed(weights, tokens.reshape(-1), flat, config), mesh, ("prompts", None))
-    rotation = layers.angles(flat, config, x.dtype)
+    rotations = layers.rotations(flat, config, x.dtype)
     prefixes = []
     for i in range(config.layers):
-        layer = weights["layers"][str(i)]
+        layer, window, rotation = weights["layers"][str(i)], config.window(i), rotations(config.window(i))
         normed = layers.rms_norm(x, layer["attention_norm"], config)
         key, value = (_split(y, tokens.shape) for y in layers.key_value(layer, normed, rotation, config))
         prefixes.append(caches.prefix(key, value))
         if i + 1 < config.layers:
             query = _split(layers.query(layer, normed, rotation, config), tokens.shape)
-            found = attention.attend_prefix(query, key, value, seen, config)
+            found = attention.attend_prefix(query, key, value, seen, config, window)
             x = layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config)
     return seen, tuple(prefixes)
 
@@ -172,15 +172,16 @@ def _read(fixed: _Fixed, config: ModelConfig, state: _Loop, mesh) -> tuple[Array
     shape = state.token.shape
     position = jnp.broadcast_to(fixed.length[:, None] - 1 + state.t, shape).reshape(-1)
     x = constrain(layers.embed(fixed.params, state.token.reshape(-1), position, config), mesh, ("prompts", None))
-    rotation = layers.angles(position, config, x.dtype)
+    rotations = layers.rotations(position, config, x.dtype)
     new = []
     for i in range(config.layers):
-        layer = fixed.params["layers"][str(i)]
+        layer, window, rotation = fixed.params["layers"][str(i)], config.window(i), rotations(config.window(i))
         normed = layers.rms_norm(x, layer["attention_norm"], config)
         key, value = (_split(y, shape) for y in layers.key_value(layer, normed, rotation, config))
         new.append(_constrain(caches.write(state.caches[i], key, value, state.t), mesh))
         query = _split(layers.query(layer, normed, rotation, config), shape)
-        found = caches.attend(query, fixed.prefixes[i], fixed.seen, new[i], state.t)
+        limits = {"cap": config.attention_cap, "window": window}
+        found = caches.attend(query, fixed.prefixes[i], fixed.seen, new[i], state.t, **limits)
         x = layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config)
     return layers.unembed(fixed.params, x, config), tuple(new)
 
