@@ -17,7 +17,7 @@ from grpo_jax.rewards.text import TextRewards
 from grpo_jax.sampling import Sampling
 from grpo_jax.sharding import BATCH_AXES
 from grpo_jax.train import IMITATION, Step, TokenReward
-from grpo_jax.updates import AnyOptimizer, Gradient, Optimizer
+from grpo_jax.updates import AnyOptimizer, AnyReference, Fixed, Gradient, Optimizer
 from grpo_jax.weights import Weights
 
 
@@ -37,6 +37,7 @@ class Train:
     demonstrations: int = 0  # rows of every group that are not sampled but the task's demonstration: 0 or 1
     dynamic: Dynamic | None = None  # sample rounds of prompts until enough groups are informative
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
+    reference: AnyReference = Fixed()  # or Replaced(every=...), Averaged(decay=...): how the policy of a penalty moves
     frozen: tuple[str, ...] = ()  # patterns of names of parameters that GRPO leaves as they are: layers/0/*, embed
 
 
@@ -324,6 +325,7 @@ def step_settings(experiment: Experiment) -> Step:
         minibatches=train.minibatches,
         microbatches=train.microbatches,
         chunk=train.chunk,
+        reference=train.reference,
     )
     return Step(
         gradient=gradient,

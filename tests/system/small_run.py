@@ -18,7 +18,7 @@ from grpo_jax.objectives import grpo, ppo_critic, trpo
 from grpo_jax.rewards.tokens import combine
 from grpo_jax.sampling import Sampling
 from grpo_jax.types import Array, Rollouts
-from grpo_jax.updates import Optimizer, TrustRegion
+from grpo_jax.updates import Averaged, Optimizer, Replaced, TrustRegion
 from tests.system.small_text import always, digits_in_text, right_in_text
 
 
@@ -109,6 +109,16 @@ VARIANTS = {
     ),
     "lora": dataclasses.replace(
         PLAIN, recipe=grpo(beta=0.04), model=dataclasses.replace(PLAIN.model, lora=LoRA(rank=2, alpha=4.0))
+    ),
+    "replaced": dataclasses.replace(
+        PLAIN, recipe=grpo(beta=0.04), train=dataclasses.replace(PLAIN.train, reference=Replaced(every=2))
+    ),
+    "averaged lora on a mesh": dataclasses.replace(
+        PLAIN,
+        recipe=grpo(beta=0.04),
+        train=dataclasses.replace(PLAIN.train, reference=Averaged(decay=0.5)),
+        model=dataclasses.replace(PLAIN.model, lora=LoRA(rank=2, alpha=4.0)),
+        mesh={"data": 2, "fsdp": 4},
     ),
     "twins": dataclasses.replace(
         PLAIN, text_rewards={"accuracy": (always, 1.0), "digits": (digits_in_text, 0.25)}, warm_start=None
