@@ -41,7 +41,7 @@ def hidden(token: int) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What decides the changed copy; the files stand for themselves by their digest."""
+    """What decides the changed copy: the files, by their digest, and names that are special besides."""
 
     digest: str
     wanted: frozenset[str]
@@ -135,12 +135,10 @@ def _names(content: Mapping, added: Sequence[Mapping], where: Path) -> dict[int,
 def _control(added: Sequence[Mapping], names: Mapping[int, str], source: Source) -> dict[str, int]:
     """Control tokens by name: marked as special, with a role, ending a completion, or written by the chat template."""
     found = source.found
-    roles = (
-        {name for role in files.ROLES if (name := files.role(found, role)) is not None}
-        | source.wanted
-        | files.listed(found)
-    )
-    stops = {names[token] for token in files.ids(found, "eos_token_id", "pad_token_id") if token in names}
+    # Padding may be an ordinary token, which text may then hold: masks come from lengths.
+    roles = {files.role(found, role) for role in files.ROLES if role != "pad_token"}
+    roles |= source.wanted | files.listed(found)
+    stops = {names[token] for token in files.ids(found, "eos_token_id") if token in names}
     literal = "\n".join(found.templates.values())
     control = {entry["content"]: entry["id"] for entry in added if entry.get("special")}
     for entry in added:
