@@ -17,7 +17,7 @@ from grpo_jax.rewards.text import TextRewards
 from grpo_jax.sampling import Sampling
 from grpo_jax.sharding import BATCH_AXES
 from grpo_jax.train import IMITATION, Step, TokenReward
-from grpo_jax.updates import AnyOptimizer, Gradient, Optimizer
+from grpo_jax.updates import AnyOptimizer, AnyReference, Fixed, Gradient, Optimizer
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Train:
     demonstrations: int = 0  # rows of every group that are not sampled but the task's demonstration: 0 or 1
     dynamic: Dynamic | None = None  # sample rounds of prompts until enough groups are informative
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
+    reference: AnyReference = Fixed()  # or Replaced(every=...), Averaged(decay=...): how the policy of a penalty moves
     frozen: tuple[str, ...] = ()  # patterns of names of parameters that GRPO leaves as they are: layers/0/*, embed
 
 
@@ -348,6 +349,7 @@ def step_settings(experiment: Experiment) -> Step:
         minibatches=train.minibatches,
         microbatches=train.microbatches,
         chunk=train.chunk,
+        reference=train.reference,
     )
     return Step(
         gradient=gradient,
@@ -357,15 +359,10 @@ def step_settings(experiment: Experiment) -> Step:
     )
 
 
-def untouched(experiment: Experiment) -> ModelConfig:
-    """The model that the run begins with, and that a warm start trains in full."""
-    return experiment.model
-
-
 def warm_settings(experiment: Experiment, warm: WarmStart) -> Gradient:
     """What the compiled warm start step of `experiment` is bound to."""
     return Gradient(
-        model=untouched(experiment),
+        model=experiment.model.without_lora,
         recipe=IMITATION,
         optimizer=warm.optimizer,
         group_size=1,

@@ -21,7 +21,7 @@ from grpo_jax.groups import by_label, by_prompt
 from grpo_jax.models import trained
 from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
-from grpo_jax.updates import TrustRegion
+from grpo_jax.updates import TrustRegion, moves
 
 UNBOUNDED = frozenset({"train.gap_limit"})
 """Numbers that may be infinite, which switches off what they limit."""
@@ -42,6 +42,7 @@ def check(experiment: Any) -> None:
     _check_dynamic(experiment)
     _check_difficulty(experiment)
     trained(experiment.model, experiment.train.frozen)
+    _check_reference(experiment)
 
 
 def _numbers(prefix: str, group: Any) -> Iterator[tuple[str, type, Any]]:
@@ -220,6 +221,16 @@ def _check_critic(experiment: Any) -> None:
                     f"{path}.{name}: got {got}, allowed {neutral}, because no critic learns there: leave it out, or"
                     " train with objectives.ppo_critic"
                 )
+
+
+def _check_reference(experiment: Any) -> None:
+    """A reference that moves needs a recipe that looks at it."""
+    rule = experiment.train.reference
+    if moves(rule) and {"logp_ref", "kl_full"}.isdisjoint(wants(experiment.recipe)):
+        raise ValueError(
+            f"train.reference: got {rule}, allowed is Fixed() with a recipe that compares the policy with no reference:"
+            " take a recipe with a penalty, such as grpo(beta=0.04), or leave it out"
+        )
 
 
 def _check_mesh(experiment: Any) -> None:

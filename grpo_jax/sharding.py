@@ -51,6 +51,7 @@ RULES: Rules = {
     "layers": None,
     "head": None,
     "position": None,
+    "rank": None,
 }
 """Training: parameters are split over fsdp and tensor."""
 

@@ -33,11 +33,11 @@ from jax.sharding import Mesh
 from grpo_jax import advantages, groups, objectives
 from grpo_jax import metrics as measure
 from grpo_jax.groups import Memory
-from grpo_jax.models import ModelConfig, axes, init, join, like, logprobs
+from grpo_jax.models import ModelConfig, axes, init, join, like, logprobs, without_critic
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
-from grpo_jax.updates import Gradient, update
+from grpo_jax.updates import Gradient, advance, begin_reference, update
 from grpo_jax.updates import begin as begin_updates
 from grpo_jax.updates.gradient import OF_THE_RECORD, statistics
 
@@ -105,6 +105,7 @@ def start(params: Params, settings: Gradient) -> TrainState:
         skipped=zero(),
         coef=objectives.initial_values(settings.recipe.coefficients),
         memory=first_memory(settings),
+        reference=begin_reference(settings.reference, without_critic(params)) if refers(settings.recipe) else None,
     )
 
 
@@ -127,8 +128,9 @@ def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> Tra
         return place_params(part, model, mesh) if jax.tree.structure(part) == shape else replicate(part, mesh)
 
     opt_state = jax.tree.map(lay, state.opt_state, is_leaf=lambda x: jax.tree.structure(x) == shape)
-    rest = replicate(state.replace(params={}, opt_state=()), mesh)
-    return rest.replace(params=lay(state.params), opt_state=opt_state)
+    rest = replicate(state.replace(params={}, opt_state=(), reference=None), mesh)
+    reference = None if state.reference is None else place_params(state.reference, model, mesh)
+    return rest.replace(params=lay(state.params), opt_state=opt_state, reference=reference)
 
 
 def place_params(params: Params, model: ModelConfig, mesh: Mesh | None) -> Params:
@@ -288,10 +290,10 @@ def learn_rows(
     """One step of learning from scored rollouts: labels, advantages, batch, update; the draw counter moves on.
 
     `key` is that of the update stream. `seen` is what `look_rows` says of the rows where the recipe reads it;
-    `reference` are the parameters of the reference policy, for a recipe that compares whole distributions with it;
-    those that are `frozen` belong to both policies and stay as they are.
+    `reference` are the parameters of the reference policy, for a recipe that compares whole distributions with it; one
+    that moves is in the state already. Those that are `frozen` belong to both policies and stay as they are.
     """
-    recipe = settings.recipe
+    recipe, reference = settings.recipe, reference if state.reference is None else state.reference
     collected = collect(rollouts, reward, seen, recipe=recipe)
     labels, memory = label(collected, dict(state.memory), recipe)
     values, memory = advantage(collected, labels, memory, recipe)
@@ -303,6 +305,9 @@ def learn_rows(
     draws = rollouts.prompts.length.shape[0]
     coef = objectives.controlled(recipe.coefficients, dict(state.coef), metrics)
     state = state.replace(step=state.step + 1, cursor=state.cursor + draws, coef=coef)
+    if state.reference is not None:
+        moved = advance(settings.reference, state.reference, without_critic(state.params), state.step)
+        state = state.replace(reference=moved)
     metrics = {
         **metrics,
         **measure.reward_metrics(reward.replace(valid=reward.valid & (rollouts.version >= 0))),

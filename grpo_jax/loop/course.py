@@ -26,11 +26,12 @@ from grpo_jax.loop.rounds import Rounds, refuse_recording
 from grpo_jax.loop.session import Session
 from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from grpo_jax.loop.warm_starts import warmed
-from grpo_jax.models import without_critic
+from grpo_jax.models import without_adapters, without_critic
 from grpo_jax.origin import Origin
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.train import refers
 from grpo_jax.types import Params, TrainState
+from grpo_jax.updates import moves
 
 STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
 """Seconds without a finished step after which a run counts as hung; before the first step, compiling included."""
@@ -139,10 +140,13 @@ def before(session: Session, state: TrainState, meta: dict[str, Any]) -> dict[st
 
 
 def reference(session: Session, state: TrainState, done: int) -> Params | None:
-    """The reference policy, if the recipe has one: what GRPO began with, kept beside the run.
+    """The reference policy, if the recipe has one that stays: what GRPO began with, kept beside the run.
 
-    It has the frozen parameters of the policy, and only the others are kept.
+    It has the frozen parameters of the policy, and only the others are kept: where adapters alone are trained there are
+    none, because it is the policy without adapters.
     """
-    if not refers(session.experiment.recipe):
+    if not refers(session.experiment.recipe) or moves(session.experiment.train.reference):
         return None
-    return session.kept_once(REFERENCE, without_critic(state.params), None if done else state)
+    own = without_adapters(without_critic(state.params))
+    kept = session.kept_once(REFERENCE, own, None if done else state)
+    return jax.tree.map(lambda x: x.copy(), kept) if kept is own else kept  # a step uses up what it trains

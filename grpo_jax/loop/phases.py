@@ -99,7 +99,7 @@ class Learned:
 class Phases:
     """The phases of one run. `reference` are the parameters of the reference policy, None for a recipe without one.
 
-    Parameters that are `frozen` are not in states, and belong to the reference policy too.
+    A reference that moves is in the states instead. Parameters that are `frozen` are in none, and belong to both.
     With rewards on text the prompts of a step are sampled in `chunks`, and each is scored while the next is sampled.
     """
 
@@ -196,7 +196,8 @@ class Phases:
         if not self._want:
             return None
         params = None if self._want == ("logp_ref",) else state.params
-        reference = self._reference if "logp_ref" in self._want else None
+        reference = self._reference if state.reference is None else state.reference
+        reference = reference if "logp_ref" in self._want else None
         return place_rows(self._look(params, reference, rollouts, **self._frozen), self._judge.mesh)
 
 

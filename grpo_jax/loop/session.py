@@ -50,7 +50,7 @@ class Session:
         """What the run keeps by `name` (see `folder.BESIDE`), laid out as `params`.
 
         Where that is not there yet, `params` are written down, as of a run at `state`; without one the run is behind
-        that, and a ValueError says what is missing. The arrays are none of those of `params`.
+        that, and a ValueError says what is missing. What was written down is `params` itself, not a copy.
         """
         if not jax.tree.leaves(params):
             return params
@@ -65,7 +65,7 @@ class Session:
                     " with --fresh"
                 )
             kept.save(0, state.replace(params=params, opt_state=(), memory={}), {})
-            return jax.tree.map(lambda x: x.copy(), params)
+            return params
 
     def evaluate(
         self, state: TrainState, position: Position, *, full: bool, gate: float | None = None

@@ -12,10 +12,10 @@ from grpo_jax import heldout
 from grpo_jax.data import assert_disjoint
 from grpo_jax.data.difficulty import Classed
 from grpo_jax.display import Plan
-from grpo_jax.experiment import Experiment, fitting_chunks, most_draws, step_settings, untouched, warm_settings
+from grpo_jax.experiment import Experiment, fitting_chunks, most_draws, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.loop.rounds import first_memory
-from grpo_jax.models import divide, init, trained
+from grpo_jax.models import adapters, divide, init, join, trained
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
@@ -114,27 +114,28 @@ class Beginning(NamedTuple):
 def first_states(experiment: Experiment, mesh: Mesh | None) -> Beginning:
     """The states that the run begins with, in each of its phases. A checkpoint holds one of the two kinds."""
     warm = experiment.warm_start
-    base = place_params(first_params(experiment), untouched(experiment), mesh)
+    base = place_params(first_params(experiment), experiment.model.without_lora, mesh)
     grpo, frozen = grpo_state(experiment, base, mesh)
     if warm is None:
         return Beginning(grpo, grpo, frozen)
     return Beginning(
-        place_state(start(base, warm_settings(experiment, warm)), untouched(experiment), mesh), grpo, frozen
+        place_state(start(base, warm_settings(experiment, warm)), experiment.model.without_lora, mesh), grpo, frozen
     )
 
 
 def first_params(experiment: Experiment) -> Params:
     """All parameters that the run begins with, before anything is added to them."""
-    return init(stream(experiment.seed, Stream.INIT), untouched(experiment))
+    return init(stream(experiment.seed, Stream.INIT), experiment.model.without_lora)
 
 
 def grpo_state(experiment: Experiment, params: Params, mesh: Mesh | None) -> tuple[TrainState, Params | None]:
     """The state that GRPO begins with at `params`, and what it leaves as it is, None where that is nothing.
 
-    A new optimiser, no steps, and what its rounds remember.
+    New adapters where the model has some, a new optimiser, no steps, and what its rounds remember.
     """
     model, frozen = experiment.model, None
-    if experiment.train.frozen:
+    if model.lora is not None or experiment.train.frozen:
+        params = join(params, adapters(stream(experiment.seed, Stream.INIT), model))
         params, frozen = divide(params, trained(model, experiment.train.frozen))
     begun = start(params, step_settings(experiment).gradient)
     begun = begun.replace(memory={**begun.memory, **first_memory(experiment)})

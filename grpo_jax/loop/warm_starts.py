@@ -31,7 +31,7 @@ LATER = ("name", "recipe", "optimizer", "train", "saving", "scoring")
 """Groups of settings that only GRPO and the keeping of files read."""
 BUT = ("train.chunk", "train.skip_limit", "scoring.timeout_s", "scoring.memory_mb")
 """Settings in these groups that the warm start or its evaluations read all the same."""
-OF_GRPO = ("evaluation.every",)
+OF_GRPO = ("evaluation.every", "model.lora")
 """Settings in other groups that they do not read."""
 
 Warmed = tuple[TrainState, dict[str, Any]]
@@ -59,9 +59,10 @@ def deciding(experiment: Experiment) -> dict[str, str]:
     chosen = {
         name: value
         for name, value in settings(experiment).items()
-        if name in BUT or (name.partition(".")[0] not in LATER and name not in OF_GRPO)
+        if name in BUT or (name.partition(".")[0] not in LATER and not name.startswith(OF_GRPO))
     }
     reading = {name: value for name, value in vars(experiment).items() if name not in LATER}
+    reading["model"] = experiment.model.without_lora
     return {
         "settings": json.dumps(chosen, sort_keys=True),
         "data_digest": data_digest(experiment),

@@ -6,18 +6,22 @@ from grpo_jax.models.decoder import forward, values
 from grpo_jax.models.fisher import fisher
 from grpo_jax.models.loading import load
 from grpo_jax.models.logprobs import logprobs
+from grpo_jax.models.lora import LoRA, without_adapters
+from grpo_jax.models.merge import merged
 from grpo_jax.models.parts import divide, join, like, trained
 from grpo_jax.models.published import read_config
 from grpo_jax.models.rope import RopeScaling
 from grpo_jax.models.saving import save
 from grpo_jax.models.source import fingerprint
 from grpo_jax.models.stored import store
-from grpo_jax.models.table import abstract, axes, flat, init, stack, unstack
+from grpo_jax.models.table import abstract, adapters, axes, flat, init, stack, unstack
 
 __all__ = [
+    "LoRA",
     "ModelConfig",
     "RopeScaling",
     "abstract",
+    "adapters",
     "axes",
     "divide",
     "fingerprint",
@@ -30,6 +34,7 @@ __all__ = [
     "like",
     "load",
     "logprobs",
+    "merged",
     "read_config",
     "save",
     "stack",
@@ -37,5 +42,6 @@ __all__ = [
     "trained",
     "unstack",
     "values",
+    "without_adapters",
     "without_critic",
 ]

@@ -148,8 +148,17 @@ def token_statistics(
 ) -> dict[str, Array]:
     """What logits f[..., V] say of targets i32[...]: `logp` and the per-token arrays of `want` -> name -> f[...].
 
-    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`.
+    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`. They
+    are computed in the dtype of the logits; what comes out is float32 at least.
     """
+    stats = _token_statistics(logits, targets, temperature, want, reference)
+    return {name: value.astype(layers.accumulator(value.dtype)) for name, value in stats.items()}
+
+
+def _token_statistics(
+    logits: Array, targets: Array, temperature: float | Array, want: Sequence[str], reference: Array | None
+) -> dict[str, Array]:
+    """`token_statistics` in the dtype of the logits."""
     logits = logits / jnp.asarray(temperature, logits.dtype)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]

@@ -14,6 +14,7 @@ import jax
 from grpo_jax.models import table
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import CRITIC
+from grpo_jax.models.lora import is_adapter
 from grpo_jax.types import Params
 
 LAYERS = "layers"
@@ -118,12 +119,16 @@ def like(tree: Any, part: Params) -> Any:
 def trained(config: ModelConfig, frozen: Sequence[str] = ()) -> Callable[[str], bool]:
     """Whether the parameter of a name is trained: all are but those that a pattern of `frozen` matches.
 
+    Of a model with adapters these are trained, and the critic; everything else is frozen anyhow.
+
     Raises ValueError for a pattern that matches nothing, one that splits a stack of layers, and for patterns that leave
     nothing of the policy to train.
     """
     tree = table.abstract(config)
     known = names(tree)
     stay = matching(frozen, known, what="train.frozen")
+    if config.lora is not None:
+        stay |= {name for name in known if not is_adapter(name) and name.partition("/")[0] != CRITIC}
     rest = {*known} - stay
     if not any(name.partition("/")[0] != CRITIC for name in rest):
         raise ValueError(

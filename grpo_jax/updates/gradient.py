@@ -15,6 +15,7 @@ from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
 from grpo_jax.updates.optimizer import AnyOptimizer, TrustRegion, build
+from grpo_jax.updates.references import AnyReference, Fixed
 
 OF_THE_RECORD = ("logp_old", "logp_ref")
 """What a recipe may want that the record holds: the passes of an update do not compute it."""
@@ -26,7 +27,8 @@ class Gradient:
 
     A batch is passed over `epochs` times in `minibatches` pieces of whole prompts, so a batch gives
     ``epochs * minibatches`` optimiser updates; `microbatches` cuts a minibatch further to bound memory and changes no
-    number. `updates` is the number of optimiser updates in the run, which the learning rate schedule needs.
+    number. `updates` is the number of optimiser updates in the run, which the learning rate schedule needs. `reference`
+    says how the policy that a penalty compares with moves.
     """
 
     model: ModelConfig
@@ -39,6 +41,7 @@ class Gradient:
     minibatches: int = 1
     microbatches: int = 1
     chunk: int | None = None
+    reference: AnyReference = Fixed()
 
     def check(self, prompts: int) -> None:
         """Raise a ValueError unless a batch of `prompts` can be cut and the optimiser can train the model."""
