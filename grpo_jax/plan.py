@@ -80,7 +80,7 @@ def preview(experiment: Experiment) -> Preview:
     lines = [f"{name} = {value}" for name, value in settings(experiment).items()]
     devices = math.prod((experiment.mesh or {}).values())
     lines += ["", *_sized(sizes(experiment)), told(footprint(experiment), devices=devices)]
-    lines += [f"{heldout.length.shape[0]} held-out problems", ""]
+    lines += [f"{heldout.length.shape[0]} held-out problems", *_dropped(experiment), ""]
     shown, trouble = _scored(experiment)
     return Preview("\n".join([*lines, *shown]) + "\n", trouble)
 
