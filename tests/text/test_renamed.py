@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from tokenizers import Tokenizer as Library
 
@@ -35,9 +37,21 @@ def test_a_control_token_is_found_wherever_it_begins(loaded: tuple[renamed.Loade
 
 def test_names_that_overlap_are_all_broken():
     """Breaking the first of two that share characters would leave the second."""
-    copy = renamed.Loaded(None, {}, {"aba": 0}, renamed._any(["aba"]), renamed._any([]), 1)
-    starts = renamed.re.compile(f"(?={copy.every.pattern}).")
-    assert "aba" not in starts.sub(rf"\g<0>{renamed.MARK}", "ababa")
+    starts = renamed._any(["aba", "bab"], "{}(?={})")
+    assert starts.sub(rf"\g<0>{renamed.MARK}", "ababa").replace(renamed.MARK, "|") == "a|b|a|ba"
+
+
+def test_of_names_that_begin_at_one_place_the_longest_is_found():
+    every = renamed._any(["<a>", "<a><b>", "<", "b", "\n\n", "\n"])
+    assert every.findall("x<a><b><a>b<\n\n\n") == ["<a><b>", "<a>", "b", "<", "\n\n", "\n"]
+    assert renamed._any([]).findall("abc") == []
+
+
+def test_thousands_of_names_cost_nothing_where_text_has_none_of_their_first_characters():
+    every = renamed._any([f"<unused{k}>" for k in range(6000)])
+    start = time.process_time()
+    assert every.findall("step by step " * 100_000) == []
+    assert time.process_time() - start < 1
 
 
 def test_merges_that_read_or_make_a_control_token_are_left_out():
