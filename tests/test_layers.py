@@ -36,7 +36,7 @@ STEPS = (
         "5 runs",
         tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),
     ),
-    ("5 looking at runs", ("plan", "revisit", "show", "ablation", "contrast")),
+    ("5 looking at runs", ("footprint", "plan", "revisit", "show", "ablation", "contrast")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}
