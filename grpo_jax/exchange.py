@@ -22,6 +22,8 @@ def export(
 ) -> dict[str, Any]:
     """Write the parameters of a checkpoint of `run` to the new folder `out` as `models.save` does, without a critic.
 
+    Adapters are added to the matrices that they belong to.
+
     Args:
       run: the folder of a run; it is only read.
       experiment: the one of that run.
@@ -35,7 +37,8 @@ def export(
     """
     with visit(run, experiment) as kept:
         restored = restore(kept, experiment, checkpoint)
-    models.save(out, restored.state.params, experiment.model, tokenizer_from=tokenizer_from, dtype=dtype)
+    params, model = models.merged(restored.policy, experiment.model)
+    models.save(out, params, model, tokenizer_from=tokenizer_from, dtype=dtype)
     written = models.read_config(out)
     at = {key: restored.meta[key] for key in ("phase", "step")}
     return {**at, "architecture": written.family, "folder": str(out)}
