@@ -28,7 +28,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.types import Array
+from grpo_jax.types import Array, row_axis
 
 AXES = ("slice", "data", "fsdp", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
@@ -159,17 +159,19 @@ def place(tree: Tree, mesh: Mesh | None, axes_tree: object, rules: Rules = RULES
 def place_rows(record: Tree, mesh: Mesh | None) -> Tree:
     """A record whose leaves all lead with prompts or rows, split over the batch axes. Without a mesh: the record.
 
-    Every process passes the whole record, with equal contents, and keeps what its devices hold. Raises ValueError when
-    a leading dimension does not divide by the number of shards.
+    Where rows are the second axis (`types.row_axis`) that one is split. Every process passes the whole record, with
+    equal contents, and keeps what its devices hold. Raises ValueError when a number of rows does not divide by that of
+    the shards.
     """
     if mesh is None:
         return record
 
-    def put(leaf: Array) -> Array:
-        check_divides(leaf.shape[0], mesh, what="prompts or rows")
-        return _put(leaf, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+    def put(path: tuple[Any, ...], leaf: Array) -> Array:
+        axis = row_axis(path)
+        check_divides(leaf.shape[axis], mesh, what="prompts or rows")
+        return _put(leaf, NamedSharding(mesh, PartitionSpec(*([None] * axis), BATCH_AXES)))
 
-    return jax.tree.map(put, record)
+    return jax.tree_util.tree_map_with_path(put, record)
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
