@@ -8,6 +8,7 @@ from grpo_jax import models
 from grpo_jax.experiment import Experiment
 from grpo_jax.folder import visit
 from grpo_jax.models import ModelConfig
+from grpo_jax.models.source import locate
 from grpo_jax.revisit import NEWEST, restore
 
 
@@ -59,7 +60,8 @@ def import_weights(
 
     Returns the config of the model. Raises ValueError as `models.load` and `models.save` do.
     """
-    changes = {} if dtype is None else {"param_dtype": dtype}
-    params, config = models.load(source, revision=revision, **changes)
-    models.store(out, params, config)
+    changes: dict[str, Any] = {} if dtype is None else {"param_dtype": dtype}
+    folder = locate(source, revision=revision)
+    params, config = models.load(folder, **changes)
+    models.store(out, params, config, tokenizer_from=folder)
     return config

@@ -39,6 +39,7 @@ class Train:
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
     reference: AnyReference = Fixed()  # or Replaced(every=...), Averaged(decay=...): how the policy of a penalty moves
     frozen: tuple[str, ...] = ()  # patterns of names of parameters that GRPO leaves as they are: layers/0/*, embed
+    replay_experts: bool = True  # a mixture learns through the experts that sampled; False: through its own choice
 
 
 @dataclass(frozen=True)
@@ -326,6 +327,7 @@ def step_settings(experiment: Experiment) -> Step:
         microbatches=train.microbatches,
         chunk=train.chunk,
         reference=train.reference,
+        replay_experts=train.replay_experts,
     )
     return Step(
         gradient=gradient,

@@ -1,6 +1,7 @@
 """The decoder, written plainly: the definition that every faster path is tested against."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import chex
 import jax
@@ -10,7 +11,8 @@ from grpo_jax.models import attention, critic, layers, table
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.types import Array, Params
 
-Body = Callable[[Array, Mapping[str, Array], attention.Window], Array]
+Carry = TypeVar("Carry")
+Body = Callable[[Carry, Mapping[str, Array], attention.Window], Carry]
 _POLICIES = {"full": jax.checkpoint_policies.nothing_saveable, "dots": jax.checkpoint_policies.dots_saveable}
 
 
@@ -67,7 +69,7 @@ def _places(valid: Array, segment: Array | None) -> tuple[Array, Array, Array]:
     return valid, jnp.maximum(jnp.sum(mask, axis=2, dtype=jnp.int32) - 1, 0), mask
 
 
-def fold(body: Body, x: Array, params: Params, config: ModelConfig, *, last: Body | None = None) -> Array:
+def fold(body: Body[Carry], x: Carry, params: Params, config: ModelConfig, *, last: Body[Carry] | None = None) -> Carry:
     """Applies `body` for every layer in turn, `last` in place of it for the last one when given.
 
     A body is given x, the parameters of the layer, and its window: a number. Stacked layers go through a `lax.scan`,
@@ -93,11 +95,11 @@ def fold(body: Body, x: Array, params: Params, config: ModelConfig, *, last: Bod
     return x if last is None else final(x, jax.tree.map(lambda leaf: leaf[-1], params["layers"]))
 
 
-def _of(body: Body, window: int) -> Callable[[Array, Mapping[str, Array]], Array]:
+def _of(body: Body[Carry], window: int) -> Callable[[Carry, Mapping[str, Array]], Carry]:
     return lambda x, layer: body(x, layer, window)
 
 
-def remat(body: Callable[..., Array], config: ModelConfig) -> Callable[..., Array]:
+def remat(body: Callable[..., Carry], config: ModelConfig) -> Callable[..., Carry]:
     """`body` with the recomputation that ``config.remat`` asks for."""
     return body if config.remat == "none" else jax.checkpoint(body, policy=_POLICIES[config.remat])
 

@@ -51,6 +51,7 @@ class Family:
     window: int | None = None  # default width of a window
     experts: Literal["none", "qwen", "mixtral"] = "none"
     query_scalar: bool = False  # whether query_pre_attn_scalar sets the scale of queries
+    divided: bool = False  # whether transformers refuses a width that is no multiple of the number of heads
     embed_scaled: bool = False  # whether embeddings are multiplied by the root of their width
 
 
@@ -78,6 +79,7 @@ _GEMMA = {
     "window": 4096,
     "query_scalar": True,
     "embed_scaled": True,
+    "divided": True,
 }
 
 FAMILIES: Mapping[str, Family] = {
@@ -121,6 +123,7 @@ FAMILIES: Mapping[str, Family] = {
             switches={**_TIED, **_BIAS, "mlp_bias": ("mlp_bias", False)},
             only={"pretraining_tp": (1, None)},
             kv_heads=None,
+            divided=True,
             context=2048,
         ),
         Family(

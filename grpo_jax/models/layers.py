@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models import rope
+from grpo_jax.models import experts, rope
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.lora import A, B
 from grpo_jax.types import Array
@@ -165,12 +165,34 @@ def query(layer: Mapping[str, Array], normed: Array, rotation: Rotation | None, 
     return rotate(found, rotation) * (config.query_scale or config.head_width**-0.5)
 
 
-def close(layer: Mapping[str, Array], x: Array, attended: Array, config: ModelConfig) -> Array:
-    """The rest of a layer: x [..., D] plus what attention [..., H, C] found, then the feed-forward block."""
+def close(layer: Mapping[str, Array], x: Array, attended: Array, config: ModelConfig, mesh=None) -> Array:
+    """The rest of a layer: x [..., D] plus what attention [..., H, C] found, then the feed-forward block or experts."""
+    return close_routed(layer, x, attended, config, mesh=mesh)[0]
+
+
+def close_routed(
+    layer: Mapping[str, Array],
+    x: Array,
+    attended: Array,
+    config: ModelConfig,
+    *,
+    recorded: Array | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Array, Array | None]:
+    """`close`, and which experts i32[..., k] the router of the layer chooses; None in a layer without one.
+
+    Where recorded i32[..., k] holds choices, tokens go through these instead.
+    """
     found = project(layer, "output", attended, config, contract=2)
     x = x + normed_if(layer, "attention_post_norm", found, config)
-    found = feed_forward(layer, rms_norm(x, layer["mlp_norm"], config), config)
-    return x + normed_if(layer, "mlp_post_norm", found, config)
+    normed, own = rms_norm(x, layer["mlp_norm"], config), None
+    if "router" in layer:
+        routing = experts.route(layer, normed, config, recorded)
+        activation = _ACTIVATIONS[config.activation]
+        found, own = experts.mix(layer, normed, routing, config, activation=activation, mesh=mesh), routing.own
+    else:
+        found = feed_forward(layer, normed, config)
+    return x + normed_if(layer, "mlp_post_norm", found, config), own
 
 
 def feed_forward(layer: Mapping[str, Array], normed: Array, config: ModelConfig) -> Array:

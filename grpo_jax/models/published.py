@@ -84,7 +84,7 @@ def to_fields(config: ModelConfig) -> dict[str, Any]:
     misfits = {}
     for family in families:
         content = _write(config, family)
-        misfits[family.architecture] = _misfits(config, content)
+        misfits[family.architecture] = _misfits(config, content, family)
         if not misfits[family.architecture]:
             return content
     nearest = min(misfits, key=lambda name: len(misfits[name]))
@@ -125,6 +125,8 @@ def _read(fields: Fields, family: Family) -> dict[str, Any]:
     found["context"] = context
     found |= _windows(fields, family, found["layers"])
     found |= _rotations(fields, family, context, found["windows"])
+    if not found["rope_theta"]:
+        fields.refuse("rope_theta", 0, "numbers above 0")
     if family.embed_scaled:
         found["embed_scale"] = found["width"] ** 0.5
     return found | _experts(fields, family, found)
@@ -161,7 +163,7 @@ def _heads(fields: Fields, family: Family, found: Mapping[str, Any]) -> dict[str
 
 def _windows(fields: Fields, family: Family, layers: int) -> dict[str, Any]:
     """Width of the window of every layer, 0 for none; () where no layer has one."""
-    kind, types = family.windows, fields.any("layer_types")
+    kind, types, by_pattern = family.windows, fields.any("layer_types"), fields.has("sliding_window_pattern")
     if kind == "none":
         sliding = [False] * layers
         width = None
@@ -173,11 +175,9 @@ def _windows(fields: Fields, family: Family, layers: int) -> dict[str, Any]:
             fields.refuse("layer_types", types, f"a list of {layers}, each {FULL} or {SLIDING}")
             types = [FULL] * layers
         told = [one == SLIDING for one in types]
-        fixed = kind in ("none", "all", "used_by_all") or (kind == "used_by_last" and width is None)
+        fixed = kind in ("none", "all", "used_by_all") or (kind == "used_by_last" and width is None) or by_pattern
         if fixed and told != sliding:
-            fields.refuse(
-                "layer_types", types, "what the fields of windows say, where the architecture reads only these"
-            )
+            fields.refuse("layer_types", types, "what the fields of windows say")
         sliding = told
     if not any(sliding):
         return {"windows": ()}
@@ -320,8 +320,12 @@ def _write_experts(config: ModelConfig, family: Family) -> dict[str, Any]:
     }
 
 
-def _misfits(config: ModelConfig, content: Mapping[str, Any]) -> list[str]:
-    """What reading `content` back would change in `config`."""
+def _misfits(config: ModelConfig, content: Mapping[str, Any], family: Family) -> list[str]:
+    """What reading `content` back would change in `config`, or transformers refuse."""
+    if family.divided and config.width % config.heads:
+        return [f"hidden_size: got {config.width}, allowed are multiples of the {config.heads} heads"]
+    if not config.rope_theta:
+        return ["rope_theta 0.0 (it rotates)"]
     try:
         back = from_fields(content, where="config.json")
     except ValueError as error:

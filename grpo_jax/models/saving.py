@@ -76,8 +76,13 @@ def save(
     content = to_fields(policy)
     leaves = _leaves(without_critic(params), policy)
     wanted = parts(policy, content["architectures"][0])
-    copied = _copied(tokenizer_from)
-    content |= dict.fromkeys(_IDS) | _ids(tokenizer_from)
+    copied = tokenizer_files(tokenizer_from)
+    if tokenizer_from is not None and not copied:
+        raise ValueError(
+            f"tokenizer_from: got {tokenizer_from}, which has none of {', '.join(TOKENIZER_FILES)}: give the folder of"
+            " the tokenizer, or None"
+        )
+    content |= special_tokens(tokenizer_from)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"path: got {path}, which exists, allowed is a new or empty folder: choose another name")
     writer = _Writer(policy, wanted, leaves, target)
@@ -190,28 +195,21 @@ def _host(array: Array) -> np.ndarray:
     return np.asarray(array)
 
 
-def _copied(tokenizer_from: str | os.PathLike | None) -> list[Path]:
-    if tokenizer_from is None:
+def tokenizer_files(folder: str | os.PathLike | None) -> list[Path]:
+    """What of `TOKENIZER_FILES` a folder has."""
+    if folder is None:
         return []
-    folder = source.locate(tokenizer_from)
-    found = [source.checked_file(folder, name) for name in TOKENIZER_FILES if (folder / name).exists()]
-    if not found:
-        raise ValueError(
-            f"tokenizer_from: got {folder}, which has none of {', '.join(TOKENIZER_FILES)}: give the folder of the"
-            " tokenizer, or None"
-        )
-    return found
+    folder = source.locate(folder)
+    return [source.checked_file(folder, name) for name in TOKENIZER_FILES if (folder / name).exists()]
 
 
-def _ids(tokenizer_from: str | os.PathLike | None) -> dict[str, Any]:
-    """The numbers of special tokens that the config.json beside the tokenizer gives."""
-    if tokenizer_from is None:
-        return {}
-    folder = source.locate(tokenizer_from)
-    if not (folder / source.CONFIG).exists():
-        return {}
-    content = parse_object(source.checked_file(folder, source.CONFIG).read_bytes(), what=str(folder / source.CONFIG))
-    return {name: content[name] for name in _IDS if name in content}
+def special_tokens(folder: str | os.PathLike | None) -> dict[str, Any]:
+    """The numbers of special tokens as the config.json beside a tokenizer gives them; null where it does not."""
+    found: dict[str, Any] = dict.fromkeys(_IDS)
+    if folder is None or not (path := source.locate(folder) / source.CONFIG).exists():
+        return found
+    content = parse_object(source.checked_file(path.parent, path.name).read_bytes(), what=str(path))
+    return {name: content.get(name) for name in _IDS}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import without_critic
 from grpo_jax.models.published import to_fields
-from grpo_jax.models.saving import appearing, write_json
+from grpo_jax.models.saving import appearing, special_tokens, tokenizer_files, write_json
 from grpo_jax.models.source import CONFIG
 from grpo_jax.models.table import abstract, axes, unstack
 from grpo_jax.sharding import sharding_tree
@@ -22,8 +23,12 @@ PARAMS = "params"
 """The folder inside that holds the arrays."""
 
 
-def store(path: str | os.PathLike, params: Params, config: ModelConfig) -> None:
+def store(
+    path: str | os.PathLike, params: Params, config: ModelConfig, *, tokenizer_from: str | os.PathLike | None = None
+) -> None:
     """Write `params`, of either layout and without a critic, and the config.json of `config`, into a new folder.
+
+    The files of a tokenizer that `tokenizer_from` has are copied; it may have none.
 
     Raises ValueError as `models.save` does, OSError when writing fails; then nothing of the folder stays.
     """
@@ -31,10 +36,13 @@ def store(path: str | os.PathLike, params: Params, config: ModelConfig) -> None:
     content = to_fields(dataclasses.replace(config, critic=None, critic_detached=False))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"path: got {path}, which exists, allowed is a new or empty folder: choose another name")
+    copied = tokenizer_files(tokenizer_from)
     with appearing(path) as folder, ocp.StandardCheckpointer() as writer:
         writer.save(folder / PARAMS, unstack(without_critic(params)))
         writer.wait_until_finished()
-        write_json(folder / CONFIG, content)
+        for file in copied:
+            shutil.copyfile(file, folder / file.name)
+        write_json(folder / CONFIG, content | special_tokens(tokenizer_from))
 
 
 def is_stored(folder: Path) -> bool:
