@@ -18,11 +18,12 @@ from grpo_jax.models import source
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import CRITIC, from_policy
 from grpo_jax.models.names import Part, parts
+from grpo_jax.models.parts import join
 from grpo_jax.models.published import read_config
 from grpo_jax.models.safetensors import DTYPES, Index, brief, empty, read_open
 from grpo_jax.models.source import Placed
 from grpo_jax.models.stored import is_stored, restore
-from grpo_jax.models.table import abstract, axes, stack
+from grpo_jax.models.table import abstract, adapters, axes, stack
 from grpo_jax.sharding import sharding_tree
 from grpo_jax.types import Array, Params
 
@@ -43,14 +44,15 @@ def load(
       **changes: as in `read_config`: `param_dtype`, `compute_dtype`, `stacked`, `remat`, ... Without `param_dtype`,
         parameters have the dtype that config.json names.
 
-    A critic that `changes` ask for is not in the file: its head is zero, its tower a copy of the policy's decoder.
+    What `changes` ask for and no file holds is made: of a critic the head is zero, its tower a copy of the policy's
+    decoder; adapters are those of ``models.adapters(jax.random.key(0), config)``.
 
     Raises ValueError for whatever is wrong with the folder, before anything is read: tensors that are missing, left
     over or of another shape or dtype are listed all at once.
     """
     folder = source.locate(path, revision=revision)
     config = read_config(source.checked_file(folder, source.CONFIG), **changes)
-    policy = dataclasses.replace(config, critic=None, critic_detached=False)
+    policy = dataclasses.replace(config, critic=None, critic_detached=False, lora=None)
     if is_stored(folder):
         params = restore(folder, policy, mesh)
         params = stack(params) if config.stacked else params
@@ -60,8 +62,11 @@ def load(
         _check(folder, policy, wanted, found)
         params = _Reader(policy, wanted, found, mesh).tree()
     if config.critic is not None:
-        fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract(config)[CRITIC])
+        with_critic = dataclasses.replace(config, lora=None)
+        fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract(with_critic)[CRITIC])
         params = from_policy({**params, CRITIC: fresh})
+    if config.lora is not None:
+        params = join(params, adapters(jax.random.key(0), config))
     return params, config
 
 

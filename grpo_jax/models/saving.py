@@ -70,6 +70,10 @@ def save(
     Raises ValueError for a model that no family expresses (with what does not fit), parameters that are not those of
     `config`, a folder that has something in it, a dtype that cannot hold the numbers; OSError when writing fails.
     """
+    if config.lora is not None:
+        raise ValueError(
+            "config.lora: got adapters, allowed is None: add them to their matrices with models.merged first"
+        )
     path = Path(path).absolute()
     target = np.dtype(jnp.dtype(_checked(dtype or config.param_dtype)))
     policy = dataclasses.replace(config, critic=None, critic_detached=False, param_dtype=target.name)
