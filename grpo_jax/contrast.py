@@ -18,7 +18,7 @@ from grpo_jax.compiled import compiled
 from grpo_jax.experiment import Experiment, step_settings
 from grpo_jax.loop.phases import Phases, Stopwatch
 from grpo_jax.loop.setup import judge, workers
-from grpo_jax.models import ModelConfig, logprobs
+from grpo_jax.models import AnyModel, logprobs
 from grpo_jax.objectives import Comparison, Conflict, Recipe
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.train import advantage, collect, first_memory, host, label, look_rows, looks, make_batch, start
@@ -49,7 +49,7 @@ class Sample:
 
 
 def forward(
-    params: Params, rows: Rollouts, *, reference: Params, model: ModelConfig, settings: Gradient, want: tuple[str, ...]
+    params: Params, rows: Rollouts, *, reference: Params, model: AnyModel, settings: Gradient, want: tuple[str, ...]
 ) -> TokenStats:
     """What the policy `params` says of the tokens of any number of prompts."""
     how = {"group_size": settings.group_size, "temperature": settings.temperature, "chunk": settings.chunk}
