@@ -132,10 +132,11 @@ class Batch(struct.PyTreeNode):
 class TrainState(struct.PyTreeNode):
     """Everything a run needs to go on. There is no other state: no iterator, no generator, no clock."""
 
-    params: Params
+    params: Params  # those that are trained; others are frozen and no part of the state
     opt_state: Any  # optax state
     step: Array  # i32[], steps done in the current phase
     cursor: Array  # i32[], draws so far: the next prompt is draw number `cursor`
     skipped: Array  # i32[], optimiser updates refused in a row because something was not finite
     coef: Mapping[str, Array] = struct.field(default_factory=dict)  # name -> f32[]
     memory: Mapping[str, Array] = struct.field(default_factory=dict)  # small fixed-shape arrays of stateful parts
+    reference: Params | None = None  # reference policy that moves, without what is frozen; None: there is none

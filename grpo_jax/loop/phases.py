@@ -99,6 +99,7 @@ class Learned:
 class Phases:
     """The phases of one run. `reference` are the parameters of the reference policy, None for a recipe without one.
 
+    A reference that moves is in the states instead. Parameters that are `frozen` are in none, and belong to both.
     With rewards on text the prompts of a step are sampled in `chunks`, and each is scored while the next is sampled.
     """
 
@@ -111,6 +112,7 @@ class Phases:
         clock: Stopwatch,
         failures: FailureLimit,
         chunks: int = 1,
+        frozen: Params | None = None,
     ) -> None:
         change, mesh = settings.gradient, judge.mesh
         shared = {"mesh": mesh, "model": change.model, "group_size": change.group_size}
@@ -122,7 +124,8 @@ class Phases:
         self._reward = None if settings.reward is None else compiled(score_rows, mesh=mesh, reward=settings.reward)
         self._keys = [stream(judge.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
         self._judge, self._reference, self._clock, self._failures = judge, reference, clock, failures
-        self._greedy = Greedy(settings, judge, failures) if compares_with_greedy(change.recipe) else None
+        self._frozen = {"frozen": frozen}
+        self._greedy = Greedy(settings, judge, failures, frozen) if compares_with_greedy(change.recipe) else None
         self._compares = "kl_full" in wants(change.recipe)
         self._chunks = chunks if self._reward is None else 1  # on token ids there is nothing to wait for
 
@@ -131,7 +134,8 @@ class Phases:
         size, mesh = prompts.length.shape[0] // self._chunks, self._judge.mesh
         cuts = [slice(begin, begin + size) for begin in range(0, size * self._chunks, size)]
         parts = [jax.tree.map(lambda x, cut=cut: x[cut], prompts) for cut in cuts]
-        rows = [self._sample(state.params, place_rows(part, mesh), self._keys[0], state.step) for part in parts]
+        placed, key = [place_rows(part, mesh) for part in parts], self._keys[0]
+        rows = [self._sample(state.params, part, key, state.step, **self._frozen) for part in placed]
         if self._shows:
             mix = compiled(mixed, mesh=mesh)
             taught = [place_rows(shown(self._judge.task, self._judge.seed, part), mesh) for part in parts]
@@ -173,7 +177,8 @@ class Phases:
         reward = self._against_greedy(state, rollouts, place_rows(scored.reward, mesh))
         seen = self._look_at(state, rollouts) if scored.seen is None else scored.seen
         reference = self._reference if self._compares else None
-        state, metrics, batch = self._learn(state, rollouts, reward, self._keys[1], seen, reference)
+        given = (state, rollouts, reward, self._keys[1], seen, reference)
+        state, metrics, batch = self._learn(*given, **self._frozen)
         for name, promise in zip(PHASES, (rollouts, reward, seen), strict=False):
             if promise is not None:
                 jax.block_until_ready(promise)
@@ -191,8 +196,9 @@ class Phases:
         if not self._want:
             return None
         params = None if self._want == ("logp_ref",) else state.params
-        reference = self._reference if "logp_ref" in self._want else None
-        return place_rows(self._look(params, reference, rollouts), self._judge.mesh)
+        reference = self._reference if state.reference is None else state.reference
+        reference = reference if "logp_ref" in self._want else None
+        return place_rows(self._look(params, reference, rollouts, **self._frozen), self._judge.mesh)
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from grpo_jax.models import experts, rope
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.lora import A, B
 from grpo_jax.types import Array
 
 Rotation = tuple[Array, Array]
@@ -127,10 +128,29 @@ def rotate(x: Array, rotation: Rotation | None) -> Array:
 
 
 def project(layer: Mapping[str, Array], name: str, x: Array, config: ModelConfig, *, contract: int = 1) -> Array:
-    """x times the matrix `name` of a layer, as `linear`, plus ``<name>_bias`` where the layer has one."""
+    """x times the matrix `name` of a layer, as `linear`, plus ``<name>_bias`` where the layer has one.
+
+    Where the matrix has an adapter, what that says is added (`models.lora`).
+    """
     y = linear(x, layer[name], config, contract=contract)
+    if name + A in layer:
+        y = y + adapted(layer, name, x, config, contract=contract)
     bias = layer.get(f"{name}_bias")
     return y if bias is None else y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
+
+
+def adapted(params: Mapping[str, Array], name: str, x: Array, config: ModelConfig, *, contract: int = 1) -> Array:
+    """``s (x A) B`` of the adapter of the matrix `name`, for x as in `linear`.
+
+    Raises ValueError where the config does not describe adapters.
+    """
+    if config.lora is None:
+        raise ValueError(
+            f"model.lora: got None with parameters that have an adapter of {name}, allowed is the LoRA that they were"
+            " made with: give the model that, or merge them (models.merged)"
+        )
+    low = linear(x, params[name + A], config, contract=contract)
+    return linear(low * config.lora.scale, params[name + B], config)
 
 
 def key_value(layer: Mapping[str, Array], normed: Array, rotation: Rotation | None, config: ModelConfig):
@@ -208,7 +228,10 @@ def unembed(params: Mapping, x: Array, config: ModelConfig) -> Array:
     weight = params["head"] if "head" in params else params["embed"].T
     normed = rms_norm(x, params["norm"], config)
     wide = accumulator(x.dtype)
-    logits = capped(jnp.matmul(normed, weight, preferred_element_type=wide), config.logit_cap)
+    logits = jnp.matmul(normed, weight, preferred_element_type=wide)
+    if "head" + A in params:
+        logits = logits + adapted(params, "head", normed, config).astype(wide)
+    logits = capped(logits, config.logit_cap)
     if wide == jnp.float64:
         return logits
     dtype = jax.dtypes.canonicalize_dtype(config.logprob_dtype)

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models import arrange, attention, decoder, experts, layers, table
+from grpo_jax.models import arrange, attention, decoder, experts, layers, parts, table
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import without_critic
 from grpo_jax.sampling import cache as caches
@@ -91,7 +91,8 @@ def row_keys(key: Array, draw: Array, group_size: int, turn: int = 0) -> Array:
 
 def _rollout_weights(params: Params, config: ModelConfig, mesh) -> Mapping:
     """Parameters as decoding reads them: cast and gathered once, a dict a layer, the output matrix as [D, V]."""
-    weights, names = (without_critic(tree) for tree in (params, table.axes(config)))
+    weights = without_critic(params)
+    names = parts.like(table.axes(config), weights)
     weights = constrain_tree(layers.cast(weights, config), mesh, names, ROLLOUT_RULES)
     weights = dict(table.unstack(weights))
     weights.setdefault("head", weights["embed"].T)
