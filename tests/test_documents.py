@@ -12,6 +12,7 @@ import grpo_jax.testing
 CHECKS = sorted(name for name in grpo_jax.testing.__all__ if name.startswith("check_"))
 PAGES = (
     "testing",
+    pytest.param("loading", marks=pytest.mark.slow),
     pytest.param("compare_gradients", marks=pytest.mark.slow),
     pytest.param("estimators", marks=pytest.mark.slow),
     pytest.param("from_policy_gradient_to_grpo", marks=pytest.mark.slow),

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, Sharding
 from grpo_jax.models import source
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import CRITIC, from_policy
+from grpo_jax.models.families import PICTURES, TEXT_PART, WITH_PICTURES
 from grpo_jax.models.names import Part, parts
 from grpo_jax.models.parts import join
 from grpo_jax.models.published import read_config
@@ -62,7 +63,7 @@ def load(
         params = restore(folder, policy, mesh)
         params = stack(params) if config.stacked else params
     else:
-        found = source.tensors(folder)
+        found = _text_part(source.tensors(folder), str(config.family))
         wanted = parts(policy, str(config.family))
         _check(folder, policy, wanted, found)
         params = _Reader(policy, wanted, found, mesh).tree()
@@ -73,6 +74,16 @@ def load(
     if config.lora is not None:
         params = join(params, adapters(jax.random.key(0), config))
     return params, config
+
+
+def _text_part(found: dict[str, Placed], architecture: str) -> dict[str, Placed]:
+    """Tensors by the names that they have where there is a text part alone."""
+    if architecture not in [inside for inside, _ in WITH_PICTURES.values()]:
+        return found
+    kept = {name: placed for name, placed in found.items() if not name.startswith(PICTURES)}
+    if not all(name.startswith(TEXT_PART) for name in kept):
+        return found
+    return {name.removeprefix(TEXT_PART): placed for name, placed in kept.items()}
 
 
 def _check(folder: Path, config: ModelConfig, wanted: Mapping[str, list[Part]], found: Mapping[str, Placed]) -> None:

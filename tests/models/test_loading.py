@@ -105,6 +105,27 @@ def test_a_square_matrix_of_the_wrong_shape_elsewhere_is_told_by_its_shape(llama
         models.load(llama)
 
 
+def test_of_a_model_for_pictures_too_the_text_part_is_read(tmp_path: Path):
+    config = FAMILIES["gemma3"]
+    models.save(tmp_path / "out", numbered(config), config)
+    content = json.loads((tmp_path / "out" / CONFIG).read_text())
+    text = {name: value for name, value in content.items() if name != "architectures"}
+    around = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "image_token_index": 5}
+    (tmp_path / "out" / CONFIG).write_text(json.dumps({**around, "text_config": text, "vision_config": {"depth": 1}}))
+
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        inside = {f"language_model.{name}": arrays.pop(name) for name in [*arrays]}
+        arrays.update(inside, **{"vision_tower.embeddings.weight": np.zeros(3), "multi_modal_projector.x": np.zeros(2)})
+
+    rewritten(tmp_path / "out", change)
+    back, found = models.load(tmp_path / "out")
+    assert found.family == "Gemma3ForCausalLM"
+    assert equal(back, numbered(config))
+    rewritten(tmp_path / "out", lambda arrays: arrays.update(extra=np.zeros(1)))
+    with pytest.raises(ValueError, match=r"'extra' .* is left over"):
+        models.load(tmp_path / "out")
+
+
 def test_tables_of_rotations_and_a_second_copy_of_tied_weights_are_known(tmp_path: Path):
     models.save(tmp_path / "out", numbered(QWEN2), QWEN2)
 
