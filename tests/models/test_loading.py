@@ -126,6 +126,35 @@ def test_of_a_model_for_pictures_too_the_text_part_is_read(tmp_path: Path):
         models.load(tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_that_share_a_tensor_are_told_apart(name: str, tmp_path: Path):
+    config = FAMILIES[name]
+    models.save(tmp_path / "out", numbered(config), config)
+    experts = range(config.experts)
+
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        for layer in (i for i in range(config.layers) if config.is_mixture(i)):
+            at = f"model.layers.{layer}."
+            old, kinds = f"{at}mlp.", ("gate_proj", "up_proj", "down_proj")
+            if name == "mixtral":
+                old, kinds = f"{at}block_sparse_moe.", ("w1", "w3", "w2")
+            gate, up, down = ([arrays.pop(f"{old}experts.{e}.{kind}.weight") for e in experts] for kind in kinds)
+            both = [np.concatenate(pair) for pair in zip(gate, up, strict=True)]
+            arrays[f"{at}mlp.experts.gate_up_proj"], arrays[f"{at}mlp.experts.down_proj"] = (
+                np.stack(both),
+                np.stack(down),
+            )
+            arrays[f"{at}mlp.gate.weight"] = arrays.pop(f"{old}gate.weight")
+
+    rewritten(tmp_path / "out", change)
+    assert equal(models.load(tmp_path / "out")[0], numbered(config))
+    last = "model.layers.1.mlp.experts.down_proj"
+    rewritten(tmp_path / "out", lambda arrays: arrays.update({last: arrays[last][:-1]}))
+    with pytest.raises(ValueError, match=r"mlp\.experts\.down_proj' \[3, 16, 10\] is left over") as caught:
+        models.load(tmp_path / "out")
+    assert ("w2" if name == "mixtral" else "down_proj") + ".weight is missing" in str(caught.value)
+
+
 def test_tables_of_rotations_and_a_second_copy_of_tied_weights_are_known(tmp_path: Path):
     models.save(tmp_path / "out", numbered(QWEN2), QWEN2)
 
