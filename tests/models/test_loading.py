@@ -207,6 +207,19 @@ def test_a_process_reads_the_slices_of_its_own_devices_only(llama: Path, monkeyp
     assert read == (llama / SINGLE).stat().st_size / 2 - header_bytes(llama) / 2  # every parameter has the width 16
 
 
+def test_what_several_devices_hold_is_read_once(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    read, real = [], safetensors.read_open
+
+    def counted(file: int, tensor: safetensors.Tensor, *rest: Any) -> np.ndarray:
+        found = real(file, tensor, *rest)
+        read.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(loading, "read_open", counted)
+    models.load(llama, mesh=make_mesh({"data": 4, "fsdp": 2}))
+    assert sum(read) == (llama / SINGLE).stat().st_size - header_bytes(llama)
+
+
 def header_bytes(folder: Path) -> int:
     return 8 + int.from_bytes((folder / SINGLE).read_bytes()[:8], "little")
 
