@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 from grpo_jax import advantages, groups, objectives
 from grpo_jax import metrics as measure
 from grpo_jax.groups import Memory
-from grpo_jax.models import ModelConfig, axes, init, join, like, logprobs, without_critic
+from grpo_jax.models import AnyModel, axes, init, join, like, logprobs, without_critic
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
@@ -115,7 +115,7 @@ def first_memory(settings: Gradient) -> dict[str, Array]:
     return {**advantages.initial_memory(recipe.grouping), **advantages.initial_memory(recipe.advantage)}
 
 
-def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> TrainState:
+def place_state(state: TrainState, model: AnyModel, mesh: Mesh | None) -> TrainState:
     """`state` on the mesh: parameters and what the optimiser keeps of each by their rules, the rest everywhere.
 
     Without a mesh: on the first device, committed to it. A restored state is placed too, so it meets the same programs.
@@ -125,12 +125,18 @@ def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> Tra
     shape = jax.tree.structure(state.params)
 
     def lay(part: Any) -> Any:
-        return place_params(part, model, mesh) if jax.tree.structure(part) == shape else replicate(part, mesh)
+        alike = jax.tree.structure(part) == shape and jax.tree.all(jax.tree.map(_same_shape, part, state.params))
+        # Rows and columns that stand for a matrix are small, and whole everywhere.
+        return place_params(part, model, mesh) if alike else replicate(part, mesh)
 
     opt_state = jax.tree.map(lay, state.opt_state, is_leaf=lambda x: jax.tree.structure(x) == shape)
     rest = replicate(state.replace(params={}, opt_state=(), reference=None), mesh)
     reference = None if state.reference is None else place_params(state.reference, model, mesh)
     return rest.replace(params=lay(state.params), opt_state=opt_state, reference=reference)
+
+
+def _same_shape(one: Array, other: Array) -> bool:
+    return one.shape == other.shape
 
 
 def place_params(params: Params, model: ModelConfig, mesh: Mesh | None) -> Params:
@@ -202,7 +208,7 @@ def sample_rows(
     key: Array,
     step: Array,
     *,
-    model: ModelConfig,
+    model: AnyModel,
     sampling: Sampling,
     group_size: int,
     mesh: Mesh | None = None,
@@ -245,7 +251,7 @@ def look_rows(
     reference: Params | None,
     rollouts: Rollouts,
     *,
-    model: ModelConfig,
+    model: AnyModel,
     temperature: float,
     want: tuple[str, ...],
     group_size: int,

@@ -13,6 +13,7 @@ from tests.text import published
 CHECKS = sorted(name for name in grpo_jax.testing.__all__ if name.startswith("check_"))
 PAGES = (
     "testing",
+    "own_model",
     pytest.param("compare_gradients", marks=pytest.mark.slow),
     pytest.param("estimators", marks=pytest.mark.slow),
     pytest.param("from_policy_gradient_to_grpo", marks=pytest.mark.slow),
