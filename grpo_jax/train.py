@@ -139,7 +139,7 @@ def _same_shape(one: Array, other: Array) -> bool:
     return one.shape == other.shape
 
 
-def place_params(params: Params, model: ModelConfig, mesh: Mesh | None) -> Params:
+def place_params(params: Params, model: AnyModel, mesh: Mesh | None) -> Params:
     """Any part of the parameters on the mesh, by the rules of the whole; without a mesh on the first device."""
     if mesh is None:
         return jax.device_put(params, jax.local_devices()[0])
