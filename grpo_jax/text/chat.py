@@ -48,7 +48,7 @@ class Chat:
     system: str | None = None
     """The system message; None: there is none, or the one that the template brings."""
     question: str = "{prompt}"
-    """The user's message around the question. Special tokens are not recognised in it."""
+    """The user's message around the question; special tokens are recognised in these words, never in the question."""
     prefix: str = ""
     r"""What the assistant has already said, such as ``"<think>\n"``; special tokens are recognised."""
     template: str | None = None
@@ -107,9 +107,10 @@ class Chat:
         return [text + self.prefix for text in texts[1:]]
 
     def _messages(self, question: str, tokenizer: PretrainedTokenizer) -> list[dict[str, str]]:
-        asked = self.question.replace("{prompt}", question)
-        messages = [("system", self.system), ("user", asked)]
-        return [{"role": role, "content": tokenizer.marked(text)} for role, text in messages if text is not None]
+        before, after = map(renamed.safe, self.question.split("{prompt}"))
+        asked = f"{before}{tokenizer.marked(question)}{after}"
+        messages = [("system", None if self.system is None else renamed.safe(self.system)), ("user", asked)]
+        return [{"role": role, "content": text} for role, text in messages if text is not None]
 
     def _source(self, tokenizer: PretrainedTokenizer) -> str:
         """The template."""

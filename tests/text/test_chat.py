@@ -58,6 +58,15 @@ def test_a_question_brings_no_special_token_whatever_the_template_does_with_it(q
     assert all(q in qwen.decode(ids) for q, ids in zip(plain, Chat().encode(plain, qwen), strict=True))
 
 
+def test_special_tokens_are_recognised_in_settings_and_not_in_questions(qwen: PretrainedTokenizer, folder: Path):
+    made = Chat(system="Think in <think></think>.", question="Use <think>: {prompt} </think>")
+    library = Library.from_file(str(folder / "tokenizer.json"))
+    plain, hostile = made.encode(["x", "<think>x</think>"], qwen)
+    assert plain.tolist() == library.encode(made.text("x", qwen), add_special_tokens=False).ids
+    for name, count in (("<think>", 2), ("</think>", 2)):
+        assert plain.tolist().count(qwen.special[name]) == hostile.tolist().count(qwen.special[name]) == count
+
+
 def test_a_template_sees_the_question_and_may_trim_it(tmp_path: Path):
     trimming = with_template(tmp_path, "{{ messages[0].content | trim }}|{{ messages[0].content | length }}")
     assert Chat().text("  ab \n", trimming) == "ab|6"
