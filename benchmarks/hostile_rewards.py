@@ -78,7 +78,7 @@ def accuracy(folder: Path, variant: str, seed: int) -> float:
     asked = replace(VARIANTS["clean"].evaluation, full_prompts=HELDOUT)
     clean = replace(VARIANTS["clean"], seed=seed, evaluation=asked)
     with visit(folder, trained) as kept:
-        params = restore(kept, trained).state.params
+        params = restore(kept, trained).policy
         metrics, _ = heldout.evaluate(params, judge(clean, problems(clean)), prompts=None, samples=SAMPLES, show=0)
     return float(metrics["accuracy/heldout"])
 

@@ -39,8 +39,7 @@ from grpo_jax.journal import write_json
 from grpo_jax.lifeline import Exit, page, say
 from grpo_jax.loop import run
 from grpo_jax.objectives import RECIPES, Comparison, Conflict
-from grpo_jax.origin import Origin, origin_of
-from grpo_jax.overrides import override
+from grpo_jax.origin import origin_of
 from grpo_jax.report.heatmap import clustered, draw
 from grpo_jax.report.saving import replace as write_text
 from grpo_jax.revisit import NEWEST, restore
@@ -67,13 +66,16 @@ COLUMNS = (
 def experiment_of(asked: argparse.Namespace) -> tuple[Experiment, Path]:
     """The experiment that the flags name, and the folder of a run of it."""
     if asked.run is not None:
-        return _made_again(origin_of(Path(asked.run), assignments=asked.settings)), Path(asked.run)
+        origin = origin_of(Path(asked.run), assignments=asked.settings)
+        return cli.experiment_of(origin.file, origin.variant, origin.assignments), Path(asked.run)
     name = "quickstart" if asked.categories is None else "mixed"
-    return override(cli.load(HERE / f"{name}.py").EXPERIMENT, asked.settings), Path(asked.dir) / f"policy-{name}"
+    return cli.experiment_of(str(HERE / f"{name}.py"), None, asked.settings), Path(asked.dir) / f"policy-{name}"
 
 
-def policy_of(experiment: Experiment, folder: Path, asked: argparse.Namespace) -> tuple[Params, dict[str, Any], int]:
-    """A policy of the experiment, where that is from, and the draws that it has made."""
+def policy_of(
+    experiment: Experiment, folder: Path, asked: argparse.Namespace
+) -> tuple[Params, Params | None, dict[str, Any], int]:
+    """A policy of the experiment, trained and frozen part, where that is from, and the draws that it has made."""
     if asked.run is None:
         small: Evaluation = replace(
             experiment.evaluation, full_prompts=experiment.evaluation.prompts, samples=1, show=0
@@ -84,18 +86,8 @@ def policy_of(experiment: Experiment, folder: Path, asked: argparse.Namespace) -
     with visit(folder, experiment) as kept:
         found = restore(kept, experiment, asked.checkpoint)
     draws = int(found.state.cursor) if found.meta["phase"] == PHASES[-1] else 0
-    return host(found.state.params), {"run": str(folder), **{n: found.meta[n] for n in ("phase", "step")}}, draws
-
-
-def _made_again(origin: Origin) -> Experiment:
-    module = cli.load(Path(origin.file))
-    known = {None: getattr(module, "EXPERIMENT", None), **getattr(module, "VARIANTS", {})}
-    if not isinstance(known.get(origin.variant), Experiment):
-        raise ValueError(
-            f"--run: got a run of {origin.file}, which defines no {origin.variant or 'EXPERIMENT'}; allowed is a file"
-            " as it was when the run was started: bring it back"
-        )
-    return override(known[origin.variant], origin.assignments)
+    at = {"run": str(folder), **{n: found.meta[n] for n in ("phase", "step")}}
+    return host(found.state.params), host(found.frozen), at, draws
 
 
 def chosen(asked: str | None, sample: Sample) -> tuple[str, ...]:
@@ -199,10 +191,10 @@ def act(asked: argparse.Namespace) -> int:
     check(experiment, rows=how["rows"], drift=how["drift"])  # before a policy is trained
     keep_programs()
     check_backend()
-    params, at, draws = policy_of(experiment, folder, asked)
+    params, frozen, at, draws = policy_of(experiment, folder, asked)
     experiment = replace(experiment, mesh=None)
     settings, folder = step_settings(experiment).gradient, Path(asked.dir)
-    sample = sampled(experiment, params, draws=draws, **how)
+    sample = sampled(experiment, params, draws=draws, frozen=frozen, **how)
     at = {**at, "first_draw": draws, **how}
     page(report.clean(f"{experiment.name}: {', '.join(f'{name} {value}' for name, value in at.items())}") + "\n\n")
     if asked.categories is None:

@@ -18,7 +18,7 @@ from grpo_jax.compiled import compiled
 from grpo_jax.experiment import Experiment, step_settings
 from grpo_jax.loop.phases import Phases, Stopwatch
 from grpo_jax.loop.setup import judge, workers
-from grpo_jax.models import AnyModel, logprobs
+from grpo_jax.models import AnyModel, join, logprobs
 from grpo_jax.objectives import Comparison, Conflict, Recipe
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.train import advantage, collect, first_memory, host, label, look_rows, looks, make_batch, start
@@ -41,6 +41,7 @@ class Sample:
     rollouts: Rollouts
     reward: Reward
     seen: Seen
+    frozen: Params | None = None  # parameters of both policies that are not trained, and have no gradient
 
     @property
     def arrays(self) -> tuple[Params, Params, Rollouts, Reward, Seen]:
@@ -49,11 +50,19 @@ class Sample:
 
 
 def forward(
-    params: Params, rows: Rollouts, *, reference: Params, model: AnyModel, settings: Gradient, want: tuple[str, ...]
+    params: Params,
+    rows: Rollouts,
+    *,
+    reference: Params,
+    model: AnyModel,
+    settings: Gradient,
+    want: tuple[str, ...],
+    frozen: Params | None = None,
 ) -> TokenStats:
-    """What the policy `params` says of the tokens of any number of prompts."""
-    how = {"group_size": settings.group_size, "temperature": settings.temperature, "chunk": settings.chunk}
-    return logprobs(params, model, rows, want=want, reference=reference, **how)
+    """What the policy `params`, with what is `frozen`, says of the tokens of any number of prompts."""
+    how: dict[str, Any] = {"group_size": settings.group_size, "temperature": settings.temperature}
+    how |= {"chunk": settings.chunk, "want": want, "replay": settings.replay_experts}
+    return logprobs(join(params, frozen), model, rows, reference=join(reference, frozen), **how)
 
 
 def batch_of(rollouts: Rollouts, reward: Reward, seen: Seen, *, recipe: Recipe, settings: Gradient) -> Batch:
@@ -67,14 +76,15 @@ def batch_of(rollouts: Rollouts, reward: Reward, seen: Seen, *, recipe: Recipe, 
 def compare_at(sample: Sample, recipes: Mapping[str, Recipe], settings: Gradient) -> Comparison:
     """The gradients of `recipes` at the policy of `sample`; numpy arrays."""
     call = compiled(compare_rows, recipes=recipes, names=tuple(recipes), settings=settings)
-    return host(call(*sample.arrays))
+    return host(call(*sample.arrays, frozen=sample.frozen))
 
 
 def conflict_at(
     sample: Sample, recipe: Recipe, settings: Gradient, *, category: np.ndarray, names: tuple[str, ...]
 ) -> Conflict:
     """How the categories i32[P] of the prompts pull under `recipe` at the policy of `sample`; numpy arrays."""
-    return host(compiled(conflict_rows, recipe=recipe, names=names, settings=settings)(*sample.arrays, category))
+    call = compiled(conflict_rows, recipe=recipe, names=names, settings=settings)
+    return host(call(*sample.arrays, category, frozen=sample.frozen))
 
 
 def compare_rows(
@@ -88,13 +98,14 @@ def compare_rows(
     names: tuple[str, ...],
     settings: Gradient,
     mesh: None = None,
+    frozen: Params | None = None,
 ) -> Comparison:
     """The gradients of `recipes`, in the order of `names`, at `params`: one program."""
     del mesh
     chosen = {name: recipes[name] for name in names}
     batches = {n: batch_of(rollouts, reward, seen, recipe=r, settings=settings) for n, r in chosen.items()}
     how = {"model": settings.model, "settings": settings, "want": objectives.wanted(chosen)}
-    policy = partial(forward, reference=reference, **how)
+    policy = partial(forward, reference=reference, frozen=frozen, **how)
     return objectives.compare(chosen, batches, policy, params, group_size=settings.group_size)
 
 
@@ -110,21 +121,32 @@ def conflict_rows(
     names: tuple[str, ...],
     settings: Gradient,
     mesh: None = None,
+    frozen: Params | None = None,
 ) -> Conflict:
     """How the categories i32[P] of the prompts pull under `recipe`: one program."""
     del mesh
     batch = batch_of(rollouts, reward, seen, recipe=recipe, settings=settings)
     how = {"model": settings.model, "settings": settings, "want": objectives.wanted({"it": recipe})}
-    policy = partial(forward, reference=reference, **how)
+    policy = partial(forward, reference=reference, frozen=frozen, **how)
     given = {"category": category, "names": names, "group_size": settings.group_size}
     return objectives.conflicts(recipe, batch, policy, params, **given)
 
 
-def sampled(experiment: Experiment, params: Params, *, rows: int, seed: int, draws: int = 0, drift: int = 0) -> Sample:
+def sampled(
+    experiment: Experiment,
+    params: Params,
+    *,
+    rows: int,
+    seed: int,
+    draws: int = 0,
+    drift: int = 0,
+    frozen: Params | None = None,
+) -> Sample:
     """`rows` completions of the problems from draw number `draws` on, and the policy `drift` updates later.
 
     The updates are those of the experiment's recipe, each on all the rows: the policy then stands to the rows as in
-    training after the first updates on a batch. Raises ValueError for numbers that `check` refuses.
+    training after the first updates on a batch. `params` are those that are trained, the others are `frozen`. Raises
+    ValueError for numbers that `check` refuses.
     """
     check(experiment, rows=rows, drift=drift)
     step = step_settings(drifting(experiment, rows=rows, updates=drift))
@@ -132,7 +154,7 @@ def sampled(experiment: Experiment, params: Params, *, rows: int, seed: int, dra
     with workers(experiment) as pool:
         judging = replace(judge(experiment, experiment.data.heldout(1), pool), seed=seed)
         limit = FailureLimit(share=experiment.scoring.failure_share)
-        phases = Phases(step, judging, params, clock=Stopwatch(), failures=limit)
+        phases = Phases(step, judging, params, clock=Stopwatch(), failures=limit, frozen=frozen)
         state = start(jax.tree.map(np.array, params), step.gradient)  # copied: an update uses it up
         scored = phases.score(state, phases.rollout(state, prompts))
         if drift:
@@ -141,7 +163,8 @@ def sampled(experiment: Experiment, params: Params, *, rows: int, seed: int, dra
     want = ("logp_old", "logp_ref", "sum_pi_squared", *(() if change.model.critic is None else ("value_old",)))
     how = {"model": change.model, "temperature": change.temperature, "chunk": change.chunk}
     look = compiled(look_rows, group_size=change.group_size, want=want, **how)
-    return Sample(state.params, params, scored.rollouts, scored.reward, look(params, params, scored.rollouts))
+    seen = look(params, params, scored.rollouts, frozen=frozen)
+    return Sample(state.params, params, scored.rollouts, scored.reward, seen, frozen)
 
 
 def check(experiment: Experiment, *, rows: int, drift: int) -> None:

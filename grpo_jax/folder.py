@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_jax import __version__, objectives
+from grpo_jax import __version__, objectives, weights
 from grpo_jax.checkpoint import Checkpoints, Restored
 from grpo_jax.experiment import Experiment, data_digest, settings
 from grpo_jax.journal import Journal, looking, read, sole_writer, write_json
@@ -21,6 +21,8 @@ from grpo_jax.types import TrainState
 PHASES = ("warm_start", "grpo")
 BEFORE_CONFIG = (".lock", f"{CONFIG}.partial")
 """What a run killed in its first moments leaves behind."""
+REFERENCE, FROZEN = BESIDE = ("reference", "frozen")
+"""Folders of what a run begins GRPO with and does not change: the reference policy, and parameters not trained."""
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -103,9 +105,9 @@ class RunFolder:
         self.checkpoints.save(position.index(meta), state, {**meta, **position.fields()}, best=best, passing=passing)
 
     @contextmanager
-    def reference(self) -> Iterator[Checkpoints]:
-        """The checkpoint of the reference policy, kept beside those of the run."""
-        kept = Checkpoints(self.path / "reference", identity=self.identity, keep_last=1)
+    def beside(self, name: str) -> Iterator[Checkpoints]:
+        """A checkpoint that is written once and stays beside those of the run, of the names in `BESIDE`."""
+        kept = Checkpoints(self.path / name, identity=self.identity, keep_last=1)
         try:
             yield kept
         finally:
@@ -212,10 +214,16 @@ def _config(experiment: Experiment) -> dict[str, Any]:
         "format": FORMAT,
         "settings": settings(experiment),
         "data_digest": data_digest(experiment),
+        **begins_with(experiment),
         "source_digest": objectives.source_digest(experiment),
         "sources": objectives.source_digests(experiment),
         "versions": versions(),
     }
+
+
+def begins_with(experiment: Experiment) -> dict[str, str]:
+    """Fingerprint of the files that the initial parameters come from, under "weights"; nothing where there are none."""
+    return {} if experiment.weights is None else {"weights": weights.fingerprint(experiment.weights)}
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, str]:
@@ -225,6 +233,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, str]:
         "settings": json.dumps(config["settings"], sort_keys=True),
         "data_digest": config["data_digest"],
         "source_digest": first.get("was", config["source_digest"]),
+        **{name: config[name] for name in ("weights",) if name in config},
     }
 
 
@@ -303,13 +312,16 @@ def _differences(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
     if old.get("data_digest") != config["data_digest"]:
         told = f"SHA-256 {old.get('data_digest', 'unknown'):.12}, now {config['data_digest']:.12}"
         lines.append(f"  the data file has changed: {told}")
+    if old.get("weights") != config.get("weights"):
+        told = f"fingerprint {old.get('weights') or 'none':.12}, now {config.get('weights') or 'none':.12}"
+        lines.append(f"  the weights that it begins with have changed: {told}")
     return lines
 
 
 def _begun(path: Path) -> bool:
     """Whether a run has left anything in `path` that depends on its settings."""
     lines = any((path / name).exists() and (path / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl"))
-    return lines or any((path / name).exists() for name in ("checkpoints", "reference"))
+    return lines or any((path / name).exists() for name in ("checkpoints", *BESIDE))
 
 
 def _version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from grpo_jax import report
 from grpo_jax.experiment import Experiment, settings, step_settings
+from grpo_jax.footprint import memory
 from grpo_jax.loop.setup import judge, problems, workers
 from grpo_jax.rewards.text import Record, Scores
 from grpo_jax.train import init_state
@@ -76,7 +77,9 @@ def preview(experiment: Experiment) -> Preview:
     """
     heldout = problems(experiment)
     lines = [f"{name} = {value}" for name, value in settings(experiment).items()]
-    lines += ["", *_sized(sizes(experiment)), f"{heldout.length.shape[0]} held-out problems", ""]
+    devices = math.prod((experiment.mesh or {}).values())
+    lines += ["", *_sized(sizes(experiment)), memory(experiment, devices=devices)]
+    lines += [f"{heldout.length.shape[0]} held-out problems", ""]
     shown, trouble = _scored(experiment)
     return Preview("\n".join([*lines, *shown]) + "\n", trouble)
 

@@ -20,19 +20,20 @@ from jax.sharding import Mesh
 from rich.text import Text
 
 from grpo_jax import heldout, report
-from grpo_jax.checkpoint import Checkpoints, Restored, abstract
+from grpo_jax.checkpoint import Checkpoints, abstract
 from grpo_jax.compiled import compiled
 from grpo_jax.data import Task, records
 from grpo_jax.data.tasks import numpy_prompts
 from grpo_jax.experiment import OWN_SET, Experiment, Saving
-from grpo_jax.folder import PHASES, visit
+from grpo_jax.folder import FROZEN, PHASES, visit
 from grpo_jax.journal import write_json
 from grpo_jax.lifeline import say
 from grpo_jax.loop.setup import first_states, judge, problems, workers
+from grpo_jax.models import join
 from grpo_jax.rewards.text import Record
 from grpo_jax.sharding import make_mesh, place_rows
 from grpo_jax.train import host
-from grpo_jax.types import Prompts, Rollouts
+from grpo_jax.types import Params, Prompts, Rollouts, TrainState
 
 EVALUATIONS = "eval.json"
 NEWEST, BEST = "newest", "best"
@@ -74,8 +75,7 @@ def evaluate_again(
     with visit(run, experiment) as kept, workers(experiment) as pool:
         restored = restore(kept, experiment, checkpoint)
         judging = dataclasses.replace(judge(asked_of, given, pool), seed=seed, ks=None if ks is None else tuple(ks))
-        params = restored.state.params
-        metrics, _ = heldout.evaluate(params, judging, prompts=None, samples=samples, show=0, sets=chosen)
+        metrics, _ = heldout.evaluate(restored.policy, judging, prompts=None, samples=samples, show=0, sets=chosen)
         result = {
             "checkpoint": {key: restored.meta[key] for key in ("phase", "step")},
             "prompts": int(given.length.shape[0]),
@@ -178,7 +178,7 @@ def sample_again(
     _check_count("--samples", samples)
     prompts, known = typed(experiment.data, texts) if texts else _first_heldout(experiment)
     with visit(run, experiment) as kept, workers(experiment) as pool:
-        params, scorer = restore(kept, experiment, checkpoint).state.params, judge(experiment, prompts, pool)
+        params, scorer = restore(kept, experiment, checkpoint).policy, judge(experiment, prompts, pool)
         settings = {"model": experiment.model, "sampling": experiment.sampling.replace(temperature=1.0), "reward": None}
         call = compiled(heldout.answer_rows, mesh=scorer.mesh, **settings)
         given, heat = place_rows(_filled(prompts, scorer.mesh), scorer.mesh), np.float32(temperature)
@@ -224,14 +224,47 @@ def sample_page(rows: Sequence[Mapping[str, Any]]) -> str:
     return report.rendered(*parts)
 
 
-def restore(kept: Checkpoints, experiment: Experiment, which: str = NEWEST) -> Restored:
+@dataclasses.dataclass(frozen=True)
+class Revisited:
+    """A checkpoint of a run, with the parameters that it does not hold because GRPO leaves them as they are."""
+
+    state: TrainState
+    meta: dict[str, Any]
+    frozen: Params | None
+
+    @property
+    def policy(self) -> Params:
+        """All parameters."""
+        return join(self.state.params, self.frozen)
+
+
+def restore(kept: Checkpoints, experiment: Experiment, which: str = NEWEST) -> Revisited:
     """The newest good checkpoint, or the one that `which` names. Raises ValueError where there is none such."""
     mesh = None if experiment.mesh is None else make_mesh(experiment.mesh)
     index = None if which == NEWEST else _index(kept.notes(), which)
-    restored = kept.restore(*map(abstract, first_states(experiment, mesh)), index=index)
+    first = first_states(experiment, mesh)
+    restored = kept.restore(abstract(first.state), abstract(first.grpo), index=index)
     if restored is None:
         raise ValueError("RUN: got a run without a checkpoint, allowed is one that has saved: wait, or train it longer")
-    return restored
+    if restored.meta["phase"] != PHASES[-1] or not jax.tree.leaves(first.frozen):
+        return Revisited(restored.state, restored.meta, None)
+    frozen = _kept_frozen(kept.directory.parent, first.frozen) if experiment.warm_start else first.frozen
+    return Revisited(restored.state, restored.meta, frozen)
+
+
+def _kept_frozen(run: Path, like: Params | None) -> Params:
+    """What a run has written down of the parameters that its GRPO leaves as they are."""
+    kept = Checkpoints(run / FROZEN, identity={}, read_only=True)
+    try:
+        found = kept.restore_params(abstract(like))
+    finally:
+        kept.close()
+    if found is None:
+        raise ValueError(
+            f"RUN: got {run} without the folder {FROZEN!r}, which holds the parameters that its GRPO does not train,"
+            " allowed is a run with it: restore that folder"
+        )
+    return found
 
 
 def _index(notes: Mapping[int, Mapping[str, Any]], which: str) -> int:

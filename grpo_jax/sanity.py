@@ -18,9 +18,10 @@ import numpy as np
 from grpo_jax.advantages import fields_read, learns_alone
 from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
+from grpo_jax.models import trained
 from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
-from grpo_jax.updates import TrustRegion
+from grpo_jax.updates import TrustRegion, moves
 
 UNBOUNDED = frozenset({"train.gap_limit"})
 """Numbers that may be infinite, which switches off what they limit."""
@@ -31,6 +32,8 @@ def check(experiment: Any) -> None:
     for path, kind, value in _numbers("", experiment):
         _check_number(path, kind, value)
     _check_text_rewards(experiment)
+    _check_reward_names(experiment)
+    _check_positions(experiment)
     _check_scoring(experiment)
     _check_chunk(experiment)
     _check_stop(experiment)
@@ -40,6 +43,8 @@ def check(experiment: Any) -> None:
     _check_mesh(experiment)
     _check_dynamic(experiment)
     _check_difficulty(experiment)
+    trained(experiment.model, experiment.train.frozen)
+    _check_reference(experiment)
 
 
 def _numbers(prefix: str, group: Any) -> Iterator[tuple[str, type, Any]]:
@@ -86,6 +91,33 @@ def _check_text_rewards(experiment: Any) -> None:
             )
         if not hasattr(pair[1], "__array__"):  # of an array `describe` says what to do
             _check_number(f"text_rewards[{name!r}][1], its weight", float, pair[1])
+
+
+def _check_reward_names(experiment: Any) -> None:
+    """Every evaluation scores decoded text, and the gate of a warm start reads "accuracy"."""
+    names = sorted(experiment.text_rewards)
+    if not names:
+        raise ValueError(
+            "text_rewards: got none, allowed at least one: every evaluation scores decoded text, so give"
+            ' {"accuracy": (rewards.text.accuracy, 1.0)} or your own'
+        )
+    if experiment.warm_start is not None and "accuracy" not in names:
+        raise ValueError(
+            f"text_rewards: got {', '.join(names)}, allowed with a warm start are rewards of which one is called"
+            " 'accuracy', because its gate reads that: name one of them so, or set warm_start to None"
+        )
+
+
+def _check_positions(experiment: Any) -> None:
+    """A table of positions has a row for every token."""
+    data, got = experiment.data, experiment.model.positions
+    completion = data.completion_width if experiment.warm_start else experiment.sampling.max_tokens
+    needed = data.prompt_width + completion
+    if got and got < needed:
+        raise ValueError(
+            f"model.positions: got {got}, allowed >= {needed} for prompts of {data.prompt_width} and completions of"
+            f" {completion} tokens: set model.positions={needed} or lower the widths"
+        )
 
 
 def _check_scoring(experiment: Any) -> None:
@@ -218,6 +250,16 @@ def _check_critic(experiment: Any) -> None:
                     f"{path}.{name}: got {got}, allowed {neutral}, because no critic learns there: leave it out, or"
                     " train with objectives.ppo_critic"
                 )
+
+
+def _check_reference(experiment: Any) -> None:
+    """A reference that moves needs a recipe that looks at it."""
+    rule = experiment.train.reference
+    if moves(rule) and {"logp_ref", "kl_full"}.isdisjoint(wants(experiment.recipe)):
+        raise ValueError(
+            f"train.reference: got {rule}, allowed is Fixed() with a recipe that compares the policy with no reference:"
+            " take a recipe with a penalty, such as grpo(beta=0.04), or leave it out"
+        )
 
 
 def _check_mesh(experiment: Any) -> None:

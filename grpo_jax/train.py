@@ -14,6 +14,9 @@ last one is a row of public functions too:
     batch = make_batch(collected, labels, advantage)              reduction becomes data
     state, metrics = update(state, batch)                         gradient, optimiser
 
+Where only some of the parameters are trained, these are ``state.params``, and every phase takes the others as `frozen`
+(`models.divide`). A reference policy has the same frozen part, so that its own is as large as what is trained.
+
 An experiment that wants another order of phases writes its own ten lines with the same functions.
 """
 
@@ -30,11 +33,11 @@ from jax.sharding import Mesh
 from grpo_jax import advantages, groups, objectives
 from grpo_jax import metrics as measure
 from grpo_jax.groups import Memory
-from grpo_jax.models import AnyModel, axes, init, logprobs
+from grpo_jax.models import AnyModel, axes, init, join, like, logprobs, without_critic
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
-from grpo_jax.updates import Gradient, update
+from grpo_jax.updates import Gradient, advance, begin_reference, update
 from grpo_jax.updates import begin as begin_updates
 from grpo_jax.updates.gradient import OF_THE_RECORD, statistics
 
@@ -84,12 +87,12 @@ class Step:
 
 
 def init_state(seed: int | Array, settings: Gradient) -> TrainState:
-    """A fresh state: parameters from the seed, a new optimiser, no draws."""
+    """A fresh state that trains all parameters: these from the seed, a new optimiser, no draws."""
     return start(init(stream(seed, Stream.INIT), settings.model), settings)
 
 
 def start(params: Params, settings: Gradient) -> TrainState:
-    """A state that begins a phase at `params`."""
+    """A state that begins a phase at `params`, which are all trained."""
 
     def zero() -> Array:
         return jnp.zeros((), jnp.int32)
@@ -102,6 +105,7 @@ def start(params: Params, settings: Gradient) -> TrainState:
         skipped=zero(),
         coef=objectives.initial_values(settings.recipe.coefficients),
         memory=first_memory(settings),
+        reference=begin_reference(settings.reference, without_critic(params)) if refers(settings.recipe) else None,
     )
 
 
@@ -118,14 +122,22 @@ def place_state(state: TrainState, model: AnyModel, mesh: Mesh | None) -> TrainS
     """
     if mesh is None:
         return jax.device_put(state, jax.local_devices()[0])
-    names, shape = axes(model), jax.tree.structure(state.params)
+    shape = jax.tree.structure(state.params)
 
     def lay(part: Any) -> Any:
-        return place(part, mesh, names) if jax.tree.structure(part) == shape else replicate(part, mesh)
+        return place_params(part, model, mesh) if jax.tree.structure(part) == shape else replicate(part, mesh)
 
     opt_state = jax.tree.map(lay, state.opt_state, is_leaf=lambda x: jax.tree.structure(x) == shape)
-    rest = replicate(state.replace(params={}, opt_state=()), mesh)
-    return rest.replace(params=lay(state.params), opt_state=opt_state)
+    rest = replicate(state.replace(params={}, opt_state=(), reference=None), mesh)
+    reference = None if state.reference is None else place_params(state.reference, model, mesh)
+    return rest.replace(params=lay(state.params), opt_state=opt_state, reference=reference)
+
+
+def place_params(params: Params, model: AnyModel, mesh: Mesh | None) -> Params:
+    """Any part of the parameters on the mesh, by the rules of the whole; without a mesh on the first device."""
+    if mesh is None:
+        return jax.device_put(params, jax.local_devices()[0])
+    return place(params, mesh, like(axes(model), params))
 
 
 def looks(recipe: objectives.Recipe) -> tuple[str, ...]:
@@ -194,8 +206,10 @@ def sample_rows(
     sampling: Sampling,
     group_size: int,
     mesh: Mesh | None = None,
+    frozen: Params | None = None,
 ) -> Rollouts:
     """G completions of every prompt. `key` is that of the rollout stream; the prompts' draw numbers do the rest."""
+    params = join(params, frozen)
     return generate(params, model, prompts, sampling, key, mesh, group_size=group_size, version=step)
 
 
@@ -236,22 +250,25 @@ def look_rows(
     want: tuple[str, ...],
     group_size: int,
     chunk: int | None = None,
+    replay: bool = True,
     mesh: Mesh | None = None,
+    frozen: Params | None = None,
 ) -> Seen:
     """What the policy `params` and the policy `reference` say of the rows, over the full vocabulary: fields of `Seen`.
 
     `want` names the fields, see `looks`. Parameters that none of them is about may be None: each policy reads the rows
-    once at most.
+    once at most. What is `frozen` belongs to both policies. With `replay` the policy `params` of a mixture goes through
+    the experts that the sampler chose; the reference, another policy, through its own.
     """
     given: dict[str, Any] = {"temperature": temperature, "group_size": group_size, "chunk": chunk, "mesh": mesh}
     found = {}
     own = [name for name in want if name != "logp_ref"]
     if own and params is not None:
         asked = tuple(STATISTICS[name] for name in own if name in STATISTICS)
-        stats = logprobs(params, model, rollouts, want=asked, **given)
+        stats = logprobs(join(params, frozen), model, rollouts, want=asked, replay=replay, **given)
         found = {name: getattr(stats, STATISTICS.get(name, "logp")) for name in own}
     if "logp_ref" in want and reference is not None:
-        found["logp_ref"] = logprobs(reference, model, rollouts, **given).logp
+        found["logp_ref"] = logprobs(join(reference, frozen), model, rollouts, replay=False, **given).logp
     missing = [name for name in want if name not in found]
     if missing:
         raise ValueError(
@@ -270,38 +287,47 @@ def learn_rows(
     *,
     settings: Gradient,
     mesh: Mesh | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics, Batch]:
     """One step of learning from scored rollouts: labels, advantages, batch, update; the draw counter moves on.
 
     `key` is that of the update stream. `seen` is what `look_rows` says of the rows where the recipe reads it;
-    `reference` are the parameters of the reference policy, for a recipe that compares whole distributions with it.
+    `reference` are the parameters of the reference policy, for a recipe that compares whole distributions with it; one
+    that moves is in the state already. Those that are `frozen` belong to both policies and stay as they are.
     """
-    recipe = settings.recipe
+    recipe, reference = settings.recipe, reference if state.reference is None else state.reference
     collected = collect(rollouts, reward, seen, recipe=recipe)
     labels, memory = label(collected, dict(state.memory), recipe)
     values, memory = advantage(collected, labels, memory, recipe)
     batch = make_batch(collected, labels, values, recipe, dict(state.coef))
     key = jax.random.fold_in(key, state.step)
-    state, metrics = update(state.replace(memory=memory), batch, settings, key=key, mesh=mesh, reference=reference)
-    metrics = {**metrics, **measured_after(state.params, batch, settings, mesh)}
+    how: dict[str, Any] = {"mesh": mesh, "frozen": frozen}
+    state, metrics = update(state.replace(memory=memory), batch, settings, key=key, reference=reference, **how)
+    metrics = {**metrics, **measured_after(state.params, batch, settings, **how)}
     draws = rollouts.prompts.length.shape[0]
     coef = objectives.controlled(recipe.coefficients, dict(state.coef), metrics)
     state = state.replace(step=state.step + 1, cursor=state.cursor + draws, coef=coef)
+    if state.reference is not None:
+        moved = advance(settings.reference, state.reference, without_critic(state.params), state.step)
+        state = state.replace(reference=moved)
     metrics = {
         **metrics,
         **measure.reward_metrics(reward.replace(valid=reward.valid & (rollouts.version >= 0))),
         **measure.length_metrics(rollouts),
+        **measure.expert_metrics(rollouts, experts=settings.model.experts),
         # A critic compares a row with what was expected of it, and not with the other rows of its group.
         **(measure.group_metrics(reward, labels) if batch.returns is None else measure.value_metrics(batch)),
     }
     return state, metrics, batch
 
 
-def measured_after(params: Params, batch: Batch, settings: Gradient, mesh: Mesh | None) -> Metrics:
+def measured_after(
+    params: Params, batch: Batch, settings: Gradient, *, mesh: Mesh | None = None, frozen: Params | None = None
+) -> Metrics:
     """What only the policy `params` behind the updates on `batch` can tell, as far as the recipe follows it."""
     recipe, found = settings.recipe, {}
     if measure.AFTER in objectives.measured(recipe.coefficients):
-        stats = statistics(params, batch, settings=settings, want=(), mesh=mesh)
+        stats = statistics(params, batch, settings=settings, want=(), mesh=mesh, frozen=frozen)
         found |= measure.kl_after(stats.logp, batch)
     if "logp_old" in looks(recipe):
         found |= measure.mismatch_metrics(batch)
@@ -324,10 +350,11 @@ def supervised_step(
     *,
     settings: Gradient,
     mesh: Mesh | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of imitation on demonstrations tokens i32[P, T] with lengths i32[P], one for each prompt.
 
-    The same update as that of GRPO with the negative log-likelihood as its only term.
+    The same update as that of GRPO with the negative log-likelihood as its only term; `frozen` as there.
     """
     rows, width = tokens.shape
     index = jnp.arange(rows, dtype=jnp.int32)
@@ -348,7 +375,7 @@ def supervised_step(
     collected = Collected(rollouts=rollouts, reward=reward, logp_old=nothing)
     batch = make_batch(collected, index, nothing, settings.recipe)
     key = jax.random.fold_in(jax.random.key(0), state.step)
-    state, metrics = update(state, batch, settings, key=key, mesh=mesh)
+    state, metrics = update(state, batch, settings, key=key, mesh=mesh, frozen=frozen)
     state = state.replace(step=state.step + 1, cursor=state.cursor + rows)
     kept = ("loss", "grad_norm", "entropy", "skipped", "skipped/consecutive")
     return state, {name: metrics[name] for name in kept}

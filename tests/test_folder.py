@@ -105,10 +105,10 @@ def test_checkpoints_that_are_all_damaged_are_no_reason_to_start_from_nothing(tm
 
 def test_the_reference_is_a_checkpoint_of_its_own(tmp_path: Path):
     folder = open_folder(tmp_path, PLAIN)
-    with folder.reference() as kept:
+    with folder.beside("reference") as kept:
         assert kept.restore_params(abstract(state(0.0).params)) is None
         kept.save(0, state(3.0), {})
-    with folder.reference() as kept:
+    with folder.beside("reference") as kept:
         params = kept.restore_params(abstract(state(0.0).params))
     folder.close()
     assert params is not None

@@ -34,9 +34,12 @@ STEPS = (
     ("4 testing", ("testing", "laboratory")),
     (
         "5 runs",
-        tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),
+        (
+            *("weights", "sanity", "experiment", "overrides", "arguments", "origin"),
+            *("folder", "heldout", "samples", "loop", "report", "alerts", "display"),
+        ),
     ),
-    ("5 looking at runs", ("plan", "revisit", "show", "ablation", "contrast")),
+    ("5 looking at runs", ("footprint", "plan", "revisit", "exchange", "show", "ablation", "contrast")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

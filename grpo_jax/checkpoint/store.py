@@ -57,7 +57,7 @@ class _Found:
 
 def _split(state: TrainState) -> dict[str, Any]:
     rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
-    return {"params": state.params, "train": rest}
+    return {"params": state.params, "train": {name: part for name, part in rest.items() if part is not None}}
 
 
 def abstract(tree: Any) -> Any:
@@ -117,6 +117,11 @@ class Checkpoints:
         self._opened: ocp.CheckpointManager | None = None
         self._reader: ocp.Checkpointer | None = None
         quiet_storage()
+
+    @property
+    def directory(self) -> Path:
+        """Where they are."""
+        return self._directory
 
     @property
     def _manager(self) -> ocp.CheckpointManager:

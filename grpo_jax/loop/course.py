@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 
-from grpo_jax.checkpoint import abstract
 from grpo_jax.display import choose
 from grpo_jax.experiment import Experiment, Summary
-from grpo_jax.folder import Position, open_folder
+from grpo_jax.folder import REFERENCE, Position, open_folder
 from grpo_jax.journal import read
 from grpo_jax.lifeline import Heartbeat, Signals
 from grpo_jax.loop.canary import check_rewards
@@ -27,11 +26,12 @@ from grpo_jax.loop.rounds import Rounds, refuse_recording
 from grpo_jax.loop.session import Session
 from grpo_jax.loop.setup import chunks, judge, plan, problems, workers
 from grpo_jax.loop.warm_starts import warmed
-from grpo_jax.models import without_critic
+from grpo_jax.models import without_adapters, without_critic
 from grpo_jax.origin import Origin
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.train import refers
 from grpo_jax.types import Params, TrainState
+from grpo_jax.updates import moves
 
 STEP_LIMIT_S, COMPILE_LIMIT_S = 1800.0, 7200.0
 """Seconds without a finished step after which a run counts as hung; before the first step, compiling included."""
@@ -78,7 +78,7 @@ def run(
                 state, position = begin(session, state), Position(1, 0)
             state, meta = reinforce(session, tape, state, position.step, meta)
             display.close()  # the tables of the summary come below the last picture
-            return summarise(experiment, folder, state, meta, begun=book.begun)
+            return summarise(experiment, folder, state, meta, begun=book.begun, frozen=session.frozen)
     finally:
         display.close()
         folder.close()
@@ -93,7 +93,7 @@ def reinforce(
     if done == 0:
         meta = before(session, state, meta)
     limit = FailureLimit(share=experiment.scoring.failure_share)
-    how = {"clock": clock, "failures": limit, "chunks": chunks(experiment)}
+    how = {"clock": clock, "failures": limit, "chunks": chunks(experiment), "frozen": session.frozen}
     phases = Phases(session.settings, session.judge, reference(session, state, done), **how)
     rows = Rounds(experiment, phases, tape, state, clock=clock, mesh=session.mesh)
     waiting: tuple[int, Learned] | None = None
@@ -140,18 +140,13 @@ def before(session: Session, state: TrainState, meta: dict[str, Any]) -> dict[st
 
 
 def reference(session: Session, state: TrainState, done: int) -> Params | None:
-    """The reference policy, if the recipe has one: what GRPO began with, kept beside the run."""
-    if not refers(session.experiment.recipe):
+    """The reference policy, if the recipe has one that stays: what GRPO began with, kept beside the run.
+
+    It has the frozen parameters of the policy, and only the others are kept: where adapters alone are trained there are
+    none, because it is the policy without adapters.
+    """
+    if not refers(session.experiment.recipe) or moves(session.experiment.train.reference):
         return None
-    policy = without_critic(state.params)
-    with session.folder.reference() as kept:
-        params = kept.restore_params(abstract(policy))
-        if params is None and done:
-            raise ValueError(
-                f"{session.folder.path}: the reference policy of this run is missing; restore its folder 'reference',"
-                " or start anew with --fresh"
-            )
-        if params is None:
-            kept.save(0, state.replace(params=policy), {})
-            params = jax.tree.map(lambda x: x.copy(), policy)
-    return params
+    own = without_adapters(without_critic(state.params))
+    kept = session.kept_once(REFERENCE, own, None if done else state)
+    return jax.tree.map(lambda x: x.copy(), kept) if kept is own else kept  # a step uses up what it trains

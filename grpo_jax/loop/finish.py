@@ -15,7 +15,7 @@ from grpo_jax.experiment import Experiment, Summary
 from grpo_jax.folder import RunFolder
 from grpo_jax.journal import read, write_json
 from grpo_jax.lifeline import page, say
-from grpo_jax.types import TrainState
+from grpo_jax.types import Params, TrainState
 
 MEASURED = ("accuracy", "greedy", "format", "length", "entropy")
 
@@ -27,8 +27,12 @@ def summarise(
     meta: Mapping[str, Any],
     *,
     begun: tuple[float, float],
+    frozen: Params | None = None,
 ) -> Summary:
-    """Write and print what the run came to; `begun` are wall and CPU seconds from which this attempt counts."""
+    """Write and print what the run came to; `begun` are wall and CPU seconds from which this attempt counts.
+
+    The digest is that of the `state`, without what is `frozen`.
+    """
     folder.checkpoints.wait()
     metrics = read(folder.path / "metrics.jsonl")
     before, after = report.ends(metrics)
@@ -43,7 +47,8 @@ def summarise(
         warm_steps=int(meta.get("warm_steps", 0)),
         seconds=time.monotonic() - begun[0] + _earlier(folder, "seconds"),
         cpu_seconds=time.process_time() - begun[1] + _earlier(folder, "cpu_seconds"),
-        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+        parameters=sum(x.size for x in jax.tree.leaves((state.params, frozen))),
+        trained=sum(x.size for x in jax.tree.leaves(state.params)),
         state_digest=state_digest({"params": state.params, "opt_state": state.opt_state, "step": state.step}),
         estimates={"before": _estimates(before), "after": _estimates(after)},
         traces=traces(),
@@ -82,9 +87,10 @@ def _print(folder: RunFolder, summary: Summary, metrics: Sequence[Mapping[str, A
     shown = report.rendered(report.table(before, after), report.completions(first, last))
     if len(report.places(before, after)) > 1:
         shown = f"{report.rendered(report.sets_change(before, after), width=report.WIDTH)}\n{shown}"
+    part = "" if summary.trained == summary.parameters else f" of which {summary.trained:,} are trained by GRPO"
     told = (
         f"\n{shown}\n{report.describe_run(metrics)}\n\n"
-        f"{summary.parameters:,} parameters, {summary.warm_steps} warm start and {summary.steps} GRPO steps,"
+        f"{summary.parameters:,} parameters{part}, {summary.warm_steps} warm start and {summary.steps} GRPO steps,"
         f" {summary.seconds:.0f} s, {summary.cpu_seconds:.0f} CPU s; curves in {folder.path / 'figure.svg'},"
         f" numbers in {folder.path / 'summary.json'}\n"
     )

@@ -14,7 +14,7 @@ from grpo_jax.loop.scoring import submitted, together
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.sharding import place_rows
 from grpo_jax.train import Step, Stream, against_greedy, host, sample_rows, score_rows, stream
-from grpo_jax.types import Reward, Rollouts, TrainState
+from grpo_jax.types import Params, Reward, Rollouts, TrainState
 
 Pending = Callable[[], Reward]
 """What the greedy completions of all prompts earned, in the order of the prompts: waits for it."""
@@ -23,7 +23,7 @@ Pending = Callable[[], Reward]
 class Greedy:
     """Samples and scores the greedy completions of a step."""
 
-    def __init__(self, settings: Step, judge: Judge, failures: FailureLimit) -> None:
+    def __init__(self, settings: Step, judge: Judge, failures: FailureLimit, frozen: Params | None = None) -> None:
         shared = {"mesh": judge.mesh, "model": settings.gradient.model}
         sampling = settings.sampling.replace(temperature=0.0)
         self._sample = compiled(sample_rows, sampling=sampling, group_size=1, **shared)
@@ -32,12 +32,14 @@ class Greedy:
         )
         self._compare = compiled(against_greedy, mesh=judge.mesh)
         self._key = stream(judge.seed, Stream.ROLLOUT)  # which temperature 0 does not read
-        self._judge, self._failures = judge, failures
+        self._judge, self._failures, self._frozen = judge, failures, frozen
 
     def begin(self, state: TrainState, parts: Sequence[Rollouts]) -> Pending:
         """Begin with the prompts of `parts`, the pieces of a step."""
         mesh = self._judge.mesh
-        rows = [self._sample(state.params, place_rows(part.prompts, mesh), self._key, state.step) for part in parts]
+        asked = [place_rows(part.prompts, mesh) for part in parts]
+        how = {"frozen": self._frozen}
+        rows = [self._sample(state.params, prompts, self._key, state.step, **how) for prompts in asked]
         if self._reward is not None:
             (found,) = (self._reward(row) for row in rows)
             return partial(_made, found)

@@ -8,7 +8,7 @@ import numpy as np
 from grpo_jax.compiled import compiled
 from grpo_jax.data import Demonstrations, Task
 from grpo_jax.experiment import WarmStart, warm_settings
-from grpo_jax.folder import Position
+from grpo_jax.folder import FROZEN, Position
 from grpo_jax.lifeline import Diverged
 from grpo_jax.loop.session import Session
 from grpo_jax.loop.setup import grpo_state
@@ -62,9 +62,12 @@ def imitate(
 def begin(session: Session, state: TrainState) -> TrainState:
     """The state that GRPO begins with: the parameters of `state`, a new optimiser, no steps.
 
-    A critic with a decoder of its own begins with that of the policy.
+    A critic with a decoder of its own begins with that of the policy. What GRPO does not train is written down and left
+    with the session.
     """
-    return grpo_state(session.experiment, from_policy(state.params), session.mesh)
+    state, frozen = grpo_state(session.experiment, from_policy(state.params), session.mesh)
+    session.frozen = session.kept_once(FROZEN, frozen, state)
+    return state
 
 
 class Lessons:

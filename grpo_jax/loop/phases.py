@@ -36,7 +36,7 @@ from grpo_jax.train import (
     score_rows,
     stream,
 )
-from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
+from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState, row_axis
 
 PHASES = ("rollout", "reward", "reference", "update")
 
@@ -99,6 +99,7 @@ class Learned:
 class Phases:
     """The phases of one run. `reference` are the parameters of the reference policy, None for a recipe without one.
 
+    A reference that moves is in the states instead. Parameters that are `frozen` are in none, and belong to both.
     With rewards on text the prompts of a step are sampled in `chunks`, and each is scored while the next is sampled.
     """
 
@@ -111,18 +112,20 @@ class Phases:
         clock: Stopwatch,
         failures: FailureLimit,
         chunks: int = 1,
+        frozen: Params | None = None,
     ) -> None:
         change, mesh = settings.gradient, judge.mesh
         shared = {"mesh": mesh, "model": change.model, "group_size": change.group_size}
         self._shows, count = settings.demonstrations > 0, change.group_size - settings.demonstrations
         self._sample = compiled(sample_rows, sampling=settings.sampling, **{**shared, "group_size": count})
         self._want, how = looks(change.recipe), {"temperature": change.temperature, "chunk": change.chunk}
-        self._look = compiled(look_rows, want=self._want, **how, **shared)
+        self._look = compiled(look_rows, want=self._want, replay=change.replay_experts, **how, **shared)
         self._learn = compiled(learn_rows, mesh=mesh, donate=("state",), settings=change)
         self._reward = None if settings.reward is None else compiled(score_rows, mesh=mesh, reward=settings.reward)
         self._keys = [stream(judge.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
         self._judge, self._reference, self._clock, self._failures = judge, reference, clock, failures
-        self._greedy = Greedy(settings, judge, failures) if compares_with_greedy(change.recipe) else None
+        self._frozen = {"frozen": frozen}
+        self._greedy = Greedy(settings, judge, failures, frozen) if compares_with_greedy(change.recipe) else None
         self._compares = "kl_full" in wants(change.recipe)
         self._chunks = chunks if self._reward is None else 1  # on token ids there is nothing to wait for
 
@@ -131,7 +134,8 @@ class Phases:
         size, mesh = prompts.length.shape[0] // self._chunks, self._judge.mesh
         cuts = [slice(begin, begin + size) for begin in range(0, size * self._chunks, size)]
         parts = [jax.tree.map(lambda x, cut=cut: x[cut], prompts) for cut in cuts]
-        rows = [self._sample(state.params, place_rows(part, mesh), self._keys[0], state.step) for part in parts]
+        placed, key = [place_rows(part, mesh) for part in parts], self._keys[0]
+        rows = [self._sample(state.params, part, key, state.step, **self._frozen) for part in placed]
         if self._shows:
             mix = compiled(mixed, mesh=mesh)
             taught = [place_rows(shown(self._judge.task, self._judge.seed, part), mesh) for part in parts]
@@ -173,7 +177,8 @@ class Phases:
         reward = self._against_greedy(state, rollouts, place_rows(scored.reward, mesh))
         seen = self._look_at(state, rollouts) if scored.seen is None else scored.seen
         reference = self._reference if self._compares else None
-        state, metrics, batch = self._learn(state, rollouts, reward, self._keys[1], seen, reference)
+        given = (state, rollouts, reward, self._keys[1], seen, reference)
+        state, metrics, batch = self._learn(*given, **self._frozen)
         for name, promise in zip(PHASES, (rollouts, reward, seen), strict=False):
             if promise is not None:
                 jax.block_until_ready(promise)
@@ -191,12 +196,13 @@ class Phases:
         if not self._want:
             return None
         params = None if self._want == ("logp_ref",) else state.params
-        reference = self._reference if "logp_ref" in self._want else None
-        return place_rows(self._look(params, reference, rollouts), self._judge.mesh)
+        reference = self._reference if state.reference is None else state.reference
+        reference = reference if "logp_ref" in self._want else None
+        return place_rows(self._look(params, reference, rollouts, **self._frozen), self._judge.mesh)
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:
     """The rows of all `parts` (numpy) in order, as one record whose prompts are numbered through."""
     begins = np.cumsum([0, *(part.prompts.length.shape[0] for part in parts)]).astype(np.int32)
     shifted = [part.replace(prompt=part.prompt + begin) for part, begin in zip(parts, begins, strict=False)]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *shifted)
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: np.concatenate(leaves, axis=row_axis(path)), *shifted)

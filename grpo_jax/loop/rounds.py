@@ -28,6 +28,7 @@ from grpo_jax.experiment import Experiment
 from grpo_jax.loop.curriculum import Curriculum, first_rates
 from grpo_jax.loop.phases import Learned, Phases, Scored, Stopwatch
 from grpo_jax.loop.recorded import Tape
+from grpo_jax.models import ModelConfig
 from grpo_jax.rewards.text import STATUSES, Score, Scores, status_counts, weigh
 from grpo_jax.sharding import place_rows, replicate
 from grpo_jax.train import host
@@ -51,7 +52,10 @@ def nothing(experiment: Experiment) -> Groups:
     """
     train = experiment.train
     prompts = experiment.data.draw(experiment.seed, np.arange(train.prompts))
-    rollouts = dynamic.blank(prompts, group_size=train.group_size, width=experiment.sampling.max_tokens)
+    model, shape = experiment.model, {"group_size": train.group_size, "width": experiment.sampling.max_tokens}
+    mixture = isinstance(model, ModelConfig) and model.experts > 0
+    choices = (model.layers, model.experts_per_token) if mixture else None
+    rollouts = dynamic.blank(prompts, choices=choices, **shape)
     reward, codes = None, None
     if experiment.reward is None:
         names, rows = experiment.text_rewards, rollouts.prompt.shape[0]

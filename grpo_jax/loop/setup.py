@@ -3,23 +3,24 @@
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jax.sharding import Mesh
 
-from grpo_jax import heldout
+from grpo_jax import heldout, weights
 from grpo_jax.data import assert_disjoint
 from grpo_jax.data.difficulty import Classed
 from grpo_jax.display import Plan
 from grpo_jax.experiment import Experiment, fitting_chunks, most_draws, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.loop.rounds import first_memory
+from grpo_jax.models import adapters, decoder_of, divide, init, join, trained
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.sharding import make_mesh
-from grpo_jax.train import init_state, place_state, start
+from grpo_jax.train import Stream, place_params, place_state, start, stream
 from grpo_jax.types import Params, Prompts, TrainState
 
 CHECKED = 1 << 17
@@ -84,10 +85,12 @@ def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) ->
 
 
 def problems(experiment: Experiment) -> Prompts:
-    """The held-out problems. Raises ValueError where the data or devices cannot give all that the run asks for."""
+    """The held-out problems. Raises ValueError where data, devices or weights are not those that the run asks for."""
     warm, train = experiment.warm_start, experiment.train
     if experiment.mesh is not None:
         make_mesh(experiment.mesh)  # refuses a shape that these devices do not have
+    if experiment.weights is not None:
+        weights.check(experiment.weights, decoder_of(experiment.model, what="weights"))
     prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
@@ -102,20 +105,42 @@ def problems(experiment: Experiment) -> Prompts:
     return prompts
 
 
-def first_states(experiment: Experiment, mesh: Mesh | None) -> tuple[TrainState, TrainState]:
-    """The state that the run begins with, and one of GRPO: they differ where the warm start has its own optimiser.
+class Beginning(NamedTuple):
+    """What a run can begin with."""
 
-    A checkpoint holds one of the two kinds.
+    state: TrainState  # with which it does
+    grpo: TrainState  # one of GRPO; they differ where the warm start has its own optimiser or trains more parameters
+    frozen: Params | None  # parameters that GRPO leaves as they are; with a warm start only their shapes are those
+
+
+def first_states(experiment: Experiment, mesh: Mesh | None) -> Beginning:
+    """The states that the run begins with, in each of its phases. A checkpoint holds one of the two kinds."""
+    warm = experiment.warm_start
+    base = place_params(first_params(experiment, mesh), experiment.model.without_lora, mesh)
+    grpo, frozen = grpo_state(experiment, base, mesh)
+    if warm is None:
+        return Beginning(grpo, grpo, frozen)
+    return Beginning(
+        place_state(start(base, warm_settings(experiment, warm)), experiment.model.without_lora, mesh), grpo, frozen
+    )
+
+
+def first_params(experiment: Experiment, mesh: Mesh | None) -> Params:
+    """All parameters that the run begins with, before anything is added to them."""
+    if experiment.weights is not None:
+        return weights.load(experiment.weights, decoder_of(experiment.model.without_lora, what="weights"), mesh)
+    return init(stream(experiment.seed, Stream.INIT), experiment.model.without_lora)
+
+
+def grpo_state(experiment: Experiment, params: Params, mesh: Mesh | None) -> tuple[TrainState, Params | None]:
+    """The state that GRPO begins with at `params`, and what it leaves as it is, None where that is nothing.
+
+    New adapters where the model has some, a new optimiser, no steps, and what its rounds remember.
     """
-    warm, gradient = experiment.warm_start, step_settings(experiment).gradient
-    begun = init_state(experiment.seed, warm_settings(experiment, warm) if warm else gradient)
-    first = place_state(begun, experiment.model, mesh)
-    later = grpo_state(experiment, first.params, mesh)
-    return first if warm else later, later
-
-
-def grpo_state(experiment: Experiment, params: Params, mesh: Mesh | None) -> TrainState:
-    """The state that GRPO begins with at `params`: a new optimiser, no steps, and what its rounds remember."""
+    model, frozen = experiment.model, None
+    if model.lora is not None or experiment.train.frozen:
+        params = join(params, adapters(stream(experiment.seed, Stream.INIT), model))
+        params, frozen = divide(params, trained(model, experiment.train.frozen))
     begun = start(params, step_settings(experiment).gradient)
     begun = begun.replace(memory={**begun.memory, **first_memory(experiment)})
-    return place_state(begun, experiment.model, mesh)
+    return place_state(begun, model, mesh), None if frozen is None else place_params(frozen, model, mesh)

@@ -18,7 +18,7 @@ from grpo_jax import objectives
 from grpo_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from grpo_jax.checkpoint.digests import sha256
 from grpo_jax.experiment import Experiment, data_digest, settings
-from grpo_jax.folder import Position, versions
+from grpo_jax.folder import Position, begins_with, versions
 from grpo_jax.journal import read, sole_writer
 from grpo_jax.lifeline import RunStopped, say
 from grpo_jax.loop.imitation import imitate
@@ -31,7 +31,7 @@ LATER = ("name", "recipe", "optimizer", "train", "saving", "scoring")
 """Groups of settings that only GRPO and the keeping of files read."""
 BUT = ("train.chunk", "train.skip_limit", "scoring.timeout_s", "scoring.memory_mb")
 """Settings in these groups that the warm start or its evaluations read all the same."""
-OF_GRPO = ("evaluation.every",)
+OF_GRPO = ("evaluation.every", "model.lora")
 """Settings in other groups that they do not read."""
 
 Warmed = tuple[TrainState, dict[str, Any]]
@@ -59,12 +59,14 @@ def deciding(experiment: Experiment) -> dict[str, str]:
     chosen = {
         name: value
         for name, value in settings(experiment).items()
-        if name in BUT or (name.partition(".")[0] not in LATER and name not in OF_GRPO)
+        if name in BUT or (name.partition(".")[0] not in LATER and not name.startswith(OF_GRPO))
     }
     reading = {name: value for name, value in vars(experiment).items() if name not in LATER}
+    reading["model"] = experiment.model.without_lora
     return {
         "settings": json.dumps(chosen, sort_keys=True),
         "data_digest": data_digest(experiment),
+        **begins_with(experiment),
         "source_digest": objectives.source_digest(reading),
         "versions": json.dumps(versions(), sort_keys=True),
         # Another processor, or another number of its cores, adds numbers in another order.
@@ -99,7 +101,7 @@ def _take(entry: Entry, session: Session) -> Warmed | None:
     try:
         kept = entry.checkpoints()
         try:
-            restored = kept.restore(abstract(first_states(session.experiment, session.mesh)[0]))
+            restored = kept.restore(abstract(first_states(session.experiment, session.mesh).state))
         finally:
             kept.close()
         lines = {name: (entry.path / name).read_bytes() for name in JOURNALS}

@@ -5,6 +5,7 @@ import typing
 
 import jax.numpy as jnp
 
+from grpo_jax.models.lora import LoRA
 from grpo_jax.models.rope import RopeScaling
 
 Activation = typing.Literal["silu", "gelu", "gelu_exact", "relu"]
@@ -16,7 +17,7 @@ _CHOICES = {"activation": Activation, "remat": Remat, "backward": Backward, "exp
 _COUNTS = ("vocab", "width", "layers", "heads", "kv_heads", "head_width", "hidden")
 _AMOUNTS = (
     *("positions", "rope_theta", "local_rope_theta", "embed_std", "head_std", "weight_std", "embed_scale"),
-    *("query_scale", "attention_cap", "logit_cap", "experts", "experts_per_token", "expert_hidden"),
+    *("query_scale", "attention_cap", "logit_cap", "context", "experts", "experts_per_token", "expert_hidden"),
 )
 
 
@@ -74,6 +75,8 @@ class ModelConfig:
     weight_std: float = 0.0  # of the matrices of a layer; 0: (inputs of the matrix) ** -0.5
     critic: Critic | None = None  # values come from a head on the policy's last layer, or on a decoder of their own
     critic_detached: bool = False  # True: a head on the policy's last layer reads it and does not change it
+    lora: LoRA | None = None  # low-rank adapters beside some matrices; then these alone are trained, and the critic
+    context: int = 0  # longest sequence that published weights are made for; 0: not said. Nothing is computed with it
     family: str | None = None  # the architecture of transformers whose names and file format weights have
 
     def __post_init__(self) -> None:
@@ -116,6 +119,11 @@ class ModelConfig:
         """Query heads that share a key/value head."""
         return self.heads // self.kv_heads
 
+    @property
+    def without_lora(self) -> "ModelConfig":
+        """The same model with no adapters."""
+        return self if self.lora is None else dataclasses.replace(self, lora=None)
+
     def window(self, layer: int) -> int:
         """How many tokens, itself included, a token of this layer attends to; 0: all before it."""
         return self.windows[layer] if self.windows else 0
@@ -140,6 +148,8 @@ class ModelConfig:
                 "ModelConfig.rope_scaling is given and rope_theta 0; allowed is a scaling of rotations that are there:"
                 " set rope_theta, or rope_scaling=None"
             )
+        if self.rope_scaling is not None:
+            self.rope_scaling.check_width(self.head_width)
 
     def _check_mixture(self) -> None:
         per_token, hidden = self.experts_per_token, self.expert_hidden

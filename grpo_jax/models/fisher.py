@@ -15,6 +15,8 @@ from grpo_jax.models import layers
 from grpo_jax.models.arrange import arrange, shifted
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.logprobs import chunk_of, chunked, completions
+from grpo_jax.models.parts import join
+from grpo_jax.models.replay import placed
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Array, Params, Rollouts
 
@@ -29,6 +31,8 @@ def fisher(
     group_size: int | None = None,
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    frozen: Params | None = None,
+    replay: bool = True,
 ) -> Callable[[Params], Params]:
     """The function ``v -> F v`` at `params`, both trees of the structure and dtypes of `params`.
 
@@ -43,8 +47,8 @@ def fisher(
 
     The forward pass is linearised once, here; a product is then one pass forward and one backward, without another
     evaluation. What the backward pass needs is kept for as long as the function is. It is derived from the plain
-    formulation whatever ``config.backward`` says, since the fast one has no forward mode. `group_size`, `chunk` and
-    `mesh` as in `logprobs`.
+    formulation whatever ``config.backward`` says, since the fast one has no forward mode. `group_size`, `chunk`, `mesh`
+    and `replay` as in `logprobs`. Where parameters are `frozen`, `params` are the others, and F is of these.
     """
     config = dataclasses.replace(config, backward="plain")
     prompts = rollouts.prompts
@@ -53,9 +57,11 @@ def fisher(
     scale = jnp.where(read, places.gather(weight), 0)
     inputs, scale = (constrain(x, mesh, ("prompts", None, None)) for x in (inputs, scale))
     chunk = chunk or chunk_of(config)
+    recorded = placed(rollouts, places) if replay else None
 
     def outputs(params: Params) -> Array:
-        return completions(layers.cast(params, config), config, prompts, inputs, mesh)
+        whole = layers.cast(join(params, frozen), config)
+        return completions(whole, config, prompts, inputs, mesh, recorded=recorded)
 
     x, push = jax.linearize(outputs, params)
     pull = jax.linear_transpose(push, params)
@@ -64,7 +70,7 @@ def fisher(
         moved = jax.lax.stop_gradient(push(vector))
 
         def along(params: Params, x: Array) -> Array:
-            score = functools.partial(_along, params, vector, config, temperature=temperature)
+            score = functools.partial(_along, params, vector, config, temperature=temperature, frozen=frozen)
             return jnp.sum(chunked(score, jnp.concatenate([x, moved], axis=-1), scale, chunk, mesh)["along"])
 
         of_head, of_outputs = jax.grad(along, argnums=(0, 1))(params, x)
@@ -74,7 +80,14 @@ def fisher(
 
 
 def _along(
-    params: Params, vector: Params, config: ModelConfig, x: Array, weight: Array, *, temperature: float | Array
+    params: Params,
+    vector: Params,
+    config: ModelConfig,
+    x: Array,
+    weight: Array,
+    *,
+    temperature: float | Array,
+    frozen: Params | None = None,
 ) -> dict[str, Array]:
     """A number a token, f32[...], whose gradient with respect to the logits is ``weight (diag p - p p^T) dz / tau^2``.
 
@@ -83,7 +96,11 @@ def _along(
     """
     own, moved = jnp.split(x, 2, axis=-1)
     params, vector = layers.cast(params, config), layers.cast(vector, config)
-    logits, change = jax.jvp(functools.partial(layers.unembed, config=config), (params, own), (vector, moved))
+
+    def outputs(params: Params, own: Array) -> Array:
+        return layers.unembed(params if frozen is None else join(params, layers.cast(frozen, config)), own, config)
+
+    logits, change = jax.jvp(outputs, (params, own), (vector, moved))
     tau = jnp.asarray(temperature, logits.dtype)
     p = jax.nn.softmax(logits / tau, axis=-1)
     slope = p * (change - jnp.sum(p * change, axis=-1, keepdims=True)) / (tau * tau)

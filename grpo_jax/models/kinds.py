@@ -22,10 +22,15 @@ class Kind(NamedTuple):
     forward: Callable[..., Array]
     logprobs: Callable[..., TokenStats]
     fisher: Callable[..., Callable[[Params], Params]] | None = None  # None: nobody can tell its curvature
+    adapters: Callable[..., Params] | None = None  # None: it has none
 
 
 KINDS: dict[type, Kind] = {
-    ModelConfig: Kind(table.init, table.abstract, table.axes, decoder.forward, of_a_decoder, of_its_curvature),
+    ModelConfig: Kind(
+        *(table.init, table.abstract, table.axes, decoder.forward, of_a_decoder),
+        fisher=of_its_curvature,
+        adapters=table.adapters,
+    ),
     OwnModel: Kind(own.init, own.abstract, own.axes, own.forward, own_logprobs.logprobs),
 }
 """Type of a config -> what it is the config of. `sampling.SAMPLERS` is the other half."""
@@ -45,6 +50,15 @@ def chosen(registry: Mapping[type, Any], config: Any) -> Any:
             " Flax module with models.from_linen or models.from_nnx"
         )
     return registry[type(config)]
+
+
+def decoder_of(config: AnyModel, *, what: str) -> ModelConfig:
+    """`config`, of the library's decoder. Raises ValueError, naming `what` needs it, for a module of the user's own."""
+    if not isinstance(config, ModelConfig):
+        raise ValueError(
+            f"model: got a {type(config).__name__}, allowed with {what} is a ModelConfig: take one, or leave {what} out"
+        )
+    return config
 
 
 def init(key: Array, config: AnyModel) -> Params:
@@ -88,3 +102,9 @@ def fisher(params: Params, config: AnyModel, rollouts: Rollouts, weight: Array, 
             " ModelConfig: take it, or another optimizer"
         )
     return found(params, config, rollouts, weight, **how)
+
+
+def adapters(key: Array, config: AnyModel) -> Params:
+    """New adapters, as far as the config asks for any; meaning as in `table.adapters`."""
+    found = kind_of(config).adapters
+    return {} if found is None else found(key, config)

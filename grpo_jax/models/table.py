@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import CRITIC, from_policy
+from grpo_jax.models.lora import INPUTS, A, B, LoRA, is_adapter
 from grpo_jax.types import Array, Params
 
 
@@ -25,13 +26,15 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     axes: tuple[
         str, ...
-    ]  # logical axis of every dimension: vocab, position, embed, heads, kv_heads, head, mlp, experts, layers
+    ]  # logical axis of every dimension: vocab, position, embed, heads, kv_heads, head, mlp, experts, layers, rank
     std: float | None  # standard deviation of the normal initial values; None: all ones
+    dtype: str | None = None  # None: that of the parameters of the model
 
 
 def layer_table(config: ModelConfig, layer: int = 0) -> dict[str, Entry]:
     """The parameters of one layer. The matrices that write to the residual stream are divided by sqrt(2 L)."""
-    return {**_attention_table(config), **(_mixture_table if config.is_mixture(layer) else _mlp_table)(config)}
+    found = {**_attention_table(config), **(_mixture_table if config.is_mixture(layer) else _mlp_table)(config)}
+    return found if config.lora is None else _adapted(found, config.lora, f"layers/{layer}/")
 
 
 def _attention_table(config: ModelConfig) -> dict[str, Entry]:
@@ -85,6 +88,19 @@ def _mixture_table(config: ModelConfig) -> dict[str, Entry]:
     }
 
 
+def _adapted(found: dict[str, Entry], lora: LoRA, path: str) -> dict[str, Entry]:
+    """`found` with the two matrices of an adapter for each entry that has one, beside which they stand."""
+    more = {}
+    for name, entry in found.items():
+        if lora.on(path + name):
+            cut, dtype = INPUTS[name], lora.dtype
+            inputs, outputs = entry.shape[:cut], entry.shape[cut:]
+            into, out = entry.axes[:cut], entry.axes[cut:]
+            more[name + A] = Entry((*inputs, lora.rank), (*into, "rank"), float(math.prod(inputs)) ** -0.5, dtype)
+            more[name + B] = Entry((lora.rank, *outputs), ("rank", *out), 0.0, dtype)
+    return {**found, **more}
+
+
 def _norm(config: ModelConfig, size: int, axis: str) -> Entry:
     """A norm multiplies by 1 at first: by its offset and 0, or by ones."""
     return Entry((size,), (axis,), 0.0 if config.norm_offset == 1 else None)
@@ -99,12 +115,13 @@ def outer_table(config: ModelConfig) -> dict[str, Entry]:
     v, d, p = config.vocab, config.width, config.positions
     position = {"position": Entry((p, d), ("position", "embed"), config.embed_std)} if p else {}
     head = {} if config.tied else {"head": Entry((d, v), ("embed", "vocab"), config.head_std)}
-    return {
+    found = {
         "embed": Entry((v, d), ("vocab", "embed"), config.embed_std),
         **position,
         "norm": _norm(config, d, "embed"),
         **head,
     }
+    return found if config.lora is None else _adapted(found, config.lora, "")
 
 
 def critic_table(config: ModelConfig) -> dict[str, Entry]:
@@ -119,24 +136,55 @@ def init(key: Array, config: ModelConfig) -> Params:
     not sharded, so a model that no single device can hold is loaded, not drawn. A critic needs no number of it: its
     head is zero, its tower a copy of the policy's decoder, and the policy is the one that it is without a critic.
     """
-    tree = _tree(dataclasses.replace(config, stacked=False, critic=None, critic_detached=False), lambda entry: entry)
+    base = dataclasses.replace(config, critic=None, critic_detached=False, lora=None)
+    params = _drawn(key, base, _tree(dataclasses.replace(base, stacked=False), lambda entry: entry))
+    if config.critic is not None:
+        fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract(config)[CRITIC])
+        params = from_policy({**params, CRITIC: fresh})
+    return params if config.lora is None else _beside(params, adapters(key, config))
+
+
+def adapters(key: Array, config: ModelConfig) -> Params:
+    """The initial adapters of `config`, a tree with them alone: A is drawn, B zero.
+
+    They are cut from a draw of their own, so that the numbers of other parameters are those without adapters.
+    """
+    if config.lora is None:
+        return {}
+    apart = dataclasses.replace(config, critic=None, critic_detached=False, stacked=False)
+    return _drawn(jax.random.fold_in(key, 1), config, _only_adapters(_tree(apart, lambda entry: entry)))
+
+
+def _drawn(key: Array, config: ModelConfig, tree: dict) -> Params:
+    """Arrays in the layout of `config` for a tree of entries with one dict a layer, cut from one draw."""
     entries, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, Entry))
     sizes = [0 if entry.std is None else math.prod(entry.shape) for entry in entries]
     noise = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
-    dtype = jnp.dtype(config.param_dtype)
-    leaves = [_initial(entry, cut, dtype) for entry, cut in zip(entries, noise, strict=True)]
+    leaves = [_initial(entry, cut, _dtype(entry, config)) for entry, cut in zip(entries, noise, strict=True)]
     params = jax.tree.unflatten(structure, leaves)
-    params = stack(params) if config.stacked else params
-    if config.critic is None:
-        return params
-    fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract(config)[CRITIC])
-    return from_policy({**params, CRITIC: fresh})
+    return stack(params) if config.stacked and "layers" in params else params
+
+
+def _only_adapters(tree: Mapping) -> dict:
+    found = {name: part if isinstance(part, Entry) else _only_adapters(part) for name, part in tree.items()}
+    return {name: part for name, part in found.items() if (is_adapter(name) if isinstance(part, Entry) else part)}
+
+
+def _beside(tree: Mapping, more: Mapping) -> dict:
+    """`tree` with the arrays of `more` in its dicts."""
+    found = {**tree}
+    for name, part in more.items():
+        found[name] = _beside(tree[name], part) if name in tree else part
+    return found
+
+
+def _dtype(entry: Entry, config: ModelConfig) -> jnp.dtype:
+    return jnp.dtype(entry.dtype or config.param_dtype)
 
 
 def abstract(config: ModelConfig) -> Params:
     """The tree of `init` with a `jax.ShapeDtypeStruct` in place of every array."""
-    dtype = jnp.dtype(config.param_dtype)
-    return _tree(config, lambda entry: jax.ShapeDtypeStruct(entry.shape, dtype))
+    return _tree(config, lambda entry: jax.ShapeDtypeStruct(entry.shape, _dtype(entry, config)))
 
 
 def axes(config: ModelConfig) -> Mapping:
@@ -182,19 +230,34 @@ def _tower(change: Callable[[Params], Params], params: Params) -> dict:
 
 
 def _tree(config: ModelConfig, leaf: Callable[[Entry], object]) -> dict:
-    tables = [layer_table(config, layer) for layer in range(config.layers)]
-    if config.stacked:
-        leading = {n: Entry((config.layers, *e.shape), ("layers", *e.axes), e.std) for n, e in tables[0].items()}
-        layers = {name: leaf(entry) for name, entry in leading.items()}
-    else:
-        layers = {str(i): {name: leaf(entry) for name, entry in one.items()} for i, one in enumerate(tables)}
-    outer = {name: leaf(entry) for name, entry in outer_table(config).items()}
-    policy = {**outer, "layers": layers}
+    policy = _policy(config, leaf)
     if config.critic is None:
         return policy
     head = {name: leaf(entry) for name, entry in critic_table(config).items()}
-    tower = {name: part for name, part in policy.items() if name != "head"} if config.critic == "tower" else {}
-    return {**policy, CRITIC: {**tower, **head}}
+    # The decoder of a critic has no adapters: it is trained in full.
+    tower = _policy(config.without_lora, leaf) if config.critic == "tower" else {}
+    return {**policy, CRITIC: {**{name: part for name, part in tower.items() if name != "head"}, **head}}
+
+
+def _policy(config: ModelConfig, leaf: Callable[[Entry], object]) -> dict:
+    tables = [layer_table(config, layer) for layer in range(config.layers)]
+    outer = outer_table(config)
+    if config.lora is not None:
+        config.lora.check([*(f"layers/{i}/{name}" for i, one in enumerate(tables) for name in one), *outer])
+    if config.stacked:
+        different = [i for i, one in enumerate(tables) if one.keys() != tables[0].keys()]
+        if different:
+            raise ValueError(
+                f"model.lora.targets: got patterns with which layer {different[0]} has other adapters than layer 0,"
+                " allowed with model.stacked=True are the same in all: set model.stacked=False, or name all layers"
+            )
+        leading = {
+            n: e._replace(shape=(config.layers, *e.shape), axes=("layers", *e.axes)) for n, e in tables[0].items()
+        }
+        layers = {name: leaf(entry) for name, entry in leading.items()}
+    else:
+        layers = {str(i): {name: leaf(entry) for name, entry in one.items()} for i, one in enumerate(tables)}
+    return {**{name: leaf(entry) for name, entry in outer.items()}, "layers": layers}
 
 
 def _initial(entry: Entry, noise: Array, dtype: jnp.dtype) -> Array:

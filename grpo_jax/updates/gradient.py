@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from grpo_jax import metrics, objectives
-from grpo_jax.models import AnyModel, kind_of, logprobs
+from grpo_jax.models import AnyModel, join, kind_of, logprobs
 from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
 from grpo_jax.updates.optimizer import AnyOptimizer, TrustRegion, build
+from grpo_jax.updates.references import AnyReference, Fixed
 
 OF_THE_RECORD = ("logp_old", "logp_ref")
 """What a recipe may want that the record holds: the passes of an update do not compute it."""
@@ -26,7 +27,8 @@ class Gradient:
 
     A batch is passed over `epochs` times in `minibatches` pieces of whole prompts, so a batch gives
     ``epochs * minibatches`` optimiser updates; `microbatches` cuts a minibatch further to bound memory and changes no
-    number. `updates` is the number of optimiser updates in the run, which the learning rate schedule needs.
+    number. `updates` is the number of optimiser updates in the run, which the learning rate schedule needs. `reference`
+    says how the policy that a penalty compares with moves.
     """
 
     model: AnyModel
@@ -39,6 +41,8 @@ class Gradient:
     minibatches: int = 1
     microbatches: int = 1
     chunk: int | None = None
+    reference: AnyReference = Fixed()
+    replay_experts: bool = True  # a mixture goes through the experts that the sampler chose; False: its own choices
 
     def check(self, prompts: int) -> None:
         """Raise a ValueError unless a batch of `prompts` can be cut and the optimiser can train the model."""
@@ -99,16 +103,18 @@ def update(
     key: Array,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`state` after ``epochs * minibatches`` optimiser updates on `batch`, and their mean metrics.
 
     The loss of minibatch b of M is ``M * sum of weight * term`` over its rows: the mean over minibatches is the loss of
     the batch whatever M. An update whose loss, gradient or step is not finite changes neither parameters nor optimiser
     state and adds one to ``state.skipped``, which a good update sets back to 0. `key` orders the prompts and feeds
-    `prepare` steps; `reference` are the parameters of the policy with which a term compares whole distributions.
+    `prepare` steps; `reference` are the parameters of the policy with which a term compares whole distributions. Where
+    parameters are `frozen`, those of the state and of the reference are the others, and no gradient is made of them.
     """
     move = partial(_apply, optimizer=_optimizer(settings))
-    return rounds(state, batch, settings, move, key=key, mesh=mesh, reference=reference)
+    return rounds(state, batch, settings, move, key=key, mesh=mesh, reference=reference, frozen=frozen)
 
 
 def rounds(
@@ -120,9 +126,10 @@ def rounds(
     key: Array,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`update` with `move` in place of the optimiser: the minibatches in their order, loss and gradient of each."""
-    score = partial(statistics, settings=settings, mesh=mesh, reference=reference)
+    score = partial(statistics, settings=settings, mesh=mesh, reference=reference, frozen=frozen)
     arranged = batches.arrange(batch, settings.group_size)
     levels = batches.has_levels(batch)
     order = _order(settings, batch.rollouts.prompts.length.shape[0], key)
@@ -170,17 +177,19 @@ def statistics(
     settings: Gradient,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
     want: tuple[str, ...] | None = None,
 ) -> TokenStats:
-    """What the policy `params` says of `rows`: log-probabilities, and `want`.
+    """What the policy of `params`, and of what is `frozen`, says of `rows`: log-probabilities, and `want`.
 
-    None is what the recipe asks for and the entropy, which every journal has.
+    None is what the recipe asks for and what every journal has: the entropy, and of a mixture what was replayed.
     """
     if want is None:
         asked = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
-        want = tuple(sorted({*asked, "entropy"}))
+        own = ("entropy",) if rows.rollouts.experts is None else ("entropy", "replaced")
+        want = tuple(sorted({*asked, *own}))
     return logprobs(
-        params,
+        join(params, frozen),
         settings.model,
         rows.rollouts,
         temperature=settings.temperature,
@@ -188,7 +197,8 @@ def statistics(
         group_size=settings.group_size,
         chunk=settings.chunk,
         mesh=mesh,
-        reference=reference,
+        reference=None if reference is None else join(reference, frozen),
+        replay=settings.replay_experts,
     )
 
 

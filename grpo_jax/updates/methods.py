@@ -39,13 +39,15 @@ def update(
     key: Array,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`state` after the updates on `batch`, and their metrics, by the method that ``settings.optimizer`` belongs to.
 
     `key` is that of the step; `reference` are the parameters of the policy with which a term compares whole
-    distributions, None where none does.
+    distributions, None where none does; `frozen` are the parameters that are not trained, of neither.
     """
-    return _method(settings).update(state, batch, settings, key=key, mesh=mesh, reference=reference)
+    method = _method(settings)
+    return method.update(state, batch, settings, key=key, mesh=mesh, reference=reference, frozen=frozen)
 
 
 def _method(settings: Gradient) -> Method:

@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 
 from grpo_jax import masked, objectives
-from grpo_jax.models import fisher, logprobs
+from grpo_jax.models import fisher, join, logprobs
 from grpo_jax.sharding import BATCH_AXES, global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TrainState
 from grpo_jax.updates import batches, gradient
@@ -69,6 +69,7 @@ def update(
     key: Array,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`state` after ``epochs * minibatches`` steps, each within a trust region around where it begins; mean metrics.
 
@@ -90,11 +91,10 @@ def update(
         raise ValueError(
             f"optimizer: got {type(region).__name__}, allowed TrustRegion: call updates.update, it chooses"
         )
-    score = partial(gradient.statistics, settings=settings, mesh=mesh, reference=reference)
-    view = _View(settings, region, batches.has_levels(batch), score, mesh)
-    state, metrics = gradient.rounds(
-        state, batch, settings, partial(_move, view=view), key=key, mesh=mesh, reference=reference
-    )
+    given = {"mesh": mesh, "reference": reference, "frozen": frozen}
+    score = partial(gradient.statistics, settings=settings, **given)
+    view = _View(settings, region, batches.has_levels(batch), score, mesh, frozen)
+    state, metrics = gradient.rounds(state, batch, settings, partial(_move, view=view), key=key, **given)
     return state, {**metrics, "trust/rollbacks": state.opt_state.rollbacks}
 
 
@@ -106,6 +106,7 @@ class _View(NamedTuple):
     levels: bool
     score: Score
     mesh: jax.sharding.Mesh | None
+    frozen: Params | None
 
 
 def _move(state: TrainState, piece: Piece, mini: Batch, *, view: _View) -> tuple[TrainState, dict[str, Array]]:
@@ -215,7 +216,7 @@ def _trial(params: Params, *, old: Params, mini: Batch, view: _View) -> tuple[Ar
         rows = batches.flatten(part, levels=view.levels)
         loss = objectives.loss(settings.recipe.parts, view.score(params, rows), rows) * settings.minibatches
         stats = logprobs(
-            old,
+            join(old, view.frozen),
             settings.model,
             rows.rollouts,
             temperature=settings.temperature,
@@ -223,7 +224,9 @@ def _trial(params: Params, *, old: Params, mini: Batch, view: _View) -> tuple[Ar
             group_size=settings.group_size,
             chunk=settings.chunk,
             mesh=view.mesh,
-            reference=params,
+            reference=join(params, view.frozen),
+            replay=settings.replay_experts,
+            replay_reference=settings.replay_experts,
         )
         assert stats.kl_full is not None
         return loss, share * masked.total(stats.kl_full, rows.mask)
@@ -255,6 +258,8 @@ def _curvature(params: Params, mini: Batch, view: _View) -> Callable[[Params], P
             group_size=settings.group_size,
             chunk=settings.chunk,
             mesh=view.mesh,
+            frozen=view.frozen,
+            replay=settings.replay_experts,
         )
 
     cut = pieces(len(index), most=count // settings.microbatches, unit=shards)

@@ -235,9 +235,9 @@ def stale(sample: Halves) -> Halves:
     """Sampling from the parameters of the first step for ever."""
     kept: list[Params] = []
 
-    def replaced(params: Params, *args: Any) -> Rollouts:
+    def replaced(params: Params, *args: Any, **kwargs: Any) -> Rollouts:
         kept.append(jax.tree.map(lambda x: x.copy(), params))
-        return sample(kept[0], *args)
+        return sample(kept[0], *args, **kwargs)
 
     return replaced
 
@@ -245,8 +245,8 @@ def stale(sample: Halves) -> Halves:
 def hot(sample: Halves) -> Halves:
     """Log-probabilities as they are at another temperature: all divided by 1.1, up to normalisation."""
 
-    def replaced(*args: Any) -> Rollouts:
-        rollouts = sample(*args)
+    def replaced(*args: Any, **kwargs: Any) -> Rollouts:
+        rollouts = sample(*args, **kwargs)
         return rollouts.replace(logp_full=rollouts.logp_full / 1.1, logp=rollouts.logp / 1.1)
 
     return replaced
@@ -255,8 +255,8 @@ def hot(sample: Halves) -> Halves:
 def shifted(sample: Halves) -> Halves:
     """Log-probabilities that belong to the token before."""
 
-    def replaced(*args: Any) -> Rollouts:
-        rollouts = sample(*args)
+    def replaced(*args: Any, **kwargs: Any) -> Rollouts:
+        rollouts = sample(*args, **kwargs)
         return rollouts.replace(logp_full=jnp.roll(rollouts.logp_full, 1, axis=1))
 
     return replaced

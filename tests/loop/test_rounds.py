@@ -127,7 +127,7 @@ def test_a_run_cut_between_two_rounds_is_the_run_in_one_go(whole: Ended, tmp_pat
 
 def test_places_are_of_the_shapes_and_dtypes_that_sampling_gives():
     experiment = VARIANTS["dynamic"]
-    state, _ = first_states(experiment, None)
+    state = first_states(experiment, None).state
     prompts = experiment.data.draw(0, np.arange(P))
     how = {"model": experiment.model, "sampling": experiment.sampling, "group_size": G}
     sampled = jax.eval_shape(lambda: sample_rows(state.params, prompts, stream(0, Stream.ROLLOUT), state.step, **how))

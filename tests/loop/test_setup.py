@@ -67,7 +67,8 @@ def test_there_are_workers_enough_to_wait_side_by_side(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("phase", [0, 1], ids=["warm start", "GRPO"])
 def test_a_checkpoint_of_either_phase_is_found_where_they_have_optimisers_of_their_own(phase: int, tmp_path: Path):
     experiment = dataclasses.replace(PLAIN, optimizer=SGD(learning_rate=0.1))
-    state = first_states(experiment, None)[phase]
+    beginning = first_states(experiment, None)
+    state = (beginning.state, beginning.grpo)[phase]
     kept = Checkpoints(tmp_path / "checkpoints", identity={}, keep_last=1)
     kept.save(3, state, {"phase": "grpo", "step": 3})
     kept.wait()

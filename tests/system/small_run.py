@@ -13,12 +13,12 @@ from grpo_jax.advantages import role_baseline
 from grpo_jax.data import Chain, Difficulty, Mixture
 from grpo_jax.dynamic import Dynamic
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Scoring, Train, WarmStart
-from grpo_jax.models import ModelConfig
+from grpo_jax.models import LoRA, ModelConfig
 from grpo_jax.objectives import grpo, ppo_critic, trpo
 from grpo_jax.rewards.tokens import combine
 from grpo_jax.sampling import Sampling
 from grpo_jax.types import Array, Rollouts
-from grpo_jax.updates import Optimizer, TrustRegion
+from grpo_jax.updates import Averaged, Optimizer, Replaced, TrustRegion
 from tests.system.small_text import always, digits_in_text, right_in_text
 
 
@@ -101,6 +101,24 @@ VARIANTS = {
     "dynamic_mesh": dataclasses.replace(PLAIN, train=CHOOSY, mesh={"data": 2, "fsdp": 4}),
     "difficulty": dataclasses.replace(
         PLAIN, data=PARTS, train=dataclasses.replace(CHOOSY, difficulty=Difficulty()), warm_start=None
+    ),
+    "frozen": dataclasses.replace(
+        PLAIN,
+        recipe=grpo(beta=0.04),
+        train=dataclasses.replace(PLAIN.train, frozen=("embed", "layers/0/[gud]*")),
+    ),
+    "lora": dataclasses.replace(
+        PLAIN, recipe=grpo(beta=0.04), model=dataclasses.replace(PLAIN.model, lora=LoRA(rank=2, alpha=4.0))
+    ),
+    "replaced": dataclasses.replace(
+        PLAIN, recipe=grpo(beta=0.04), train=dataclasses.replace(PLAIN.train, reference=Replaced(every=2))
+    ),
+    "averaged lora on a mesh": dataclasses.replace(
+        PLAIN,
+        recipe=grpo(beta=0.04),
+        train=dataclasses.replace(PLAIN.train, reference=Averaged(decay=0.5)),
+        model=dataclasses.replace(PLAIN.model, lora=LoRA(rank=2, alpha=4.0)),
+        mesh={"data": 2, "fsdp": 4},
     ),
     "twins": dataclasses.replace(
         PLAIN, text_rewards={"accuracy": (always, 1.0), "digits": (digits_in_text, 0.25)}, warm_start=None

@@ -200,7 +200,11 @@ def test_a_finished_run_is_finished(uninterrupted: Callable[[str], Path]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant", ["plain", "penalty", "text", "cold", "mesh", "roles", "critic", "critic on a mesh", "trust"]
+    "variant",
+    [
+        *("plain", "penalty", "text", "cold", "mesh", "roles", "critic", "critic on a mesh", "trust"),
+        *("frozen", "lora", "replaced", "averaged lora on a mesh"),
+    ],
 )
 def test_every_kind_of_run_survives_every_kind_of_kill(variant: str, tmp_path: Path):
     only_warm = ("imitation", "begin")

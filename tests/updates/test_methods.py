@@ -34,9 +34,10 @@ def test_a_method_of_its_own_is_found_by_its_settings(monkeypatch: pytest.Monkey
 
     monkeypatch.setitem(methods.METHODS, Nothing, Method(keep, update))
     assert updates.begin({"a": 1, "b": 2}, SETTINGS) == "1 updates of 2 names"
-    state, batch, key, mesh, reference = (cast(Any, name) for name in ("state", "batch", "key", "mesh", "reference"))
-    assert updates.update(state, batch, SETTINGS, key=key, mesh=mesh, reference=reference) == ("after", {})
-    assert seen == {"args": (state, batch, SETTINGS), "key": key, "mesh": mesh, "reference": reference}
+    state, batch = (cast(Any, name) for name in ("state", "batch"))
+    given: dict[str, Any] = {name: name for name in ("key", "mesh", "reference", "frozen")}
+    assert updates.update(state, batch, SETTINGS, **given) == ("after", {})
+    assert seen == {"args": (state, batch, SETTINGS), **given}
 
 
 def test_unknown_settings_are_refused():
