@@ -7,7 +7,7 @@ from typing import Any
 from grpo_jax import models
 from grpo_jax.experiment import Experiment
 from grpo_jax.folder import visit
-from grpo_jax.models import ModelConfig, decoder_of
+from grpo_jax.models import ModelConfig
 from grpo_jax.models.source import locate
 from grpo_jax.revisit import NEWEST, restore
 
@@ -21,7 +21,9 @@ def export(
     dtype: str | None = None,
     tokenizer_from: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Write the parameters of a checkpoint of `run` to the new folder `out` as `models.save` does, without a critic.
+    """Write the parameters of a checkpoint of `run` to the new folder `out` as `models.save` does.
+
+    Adapters are added to their matrices, which are joined where GRPO leaves them as they are; a critic is left out.
 
     Args:
       run: the folder of a run; it is only read.
@@ -36,13 +38,9 @@ def export(
     """
     with visit(run, experiment) as kept:
         restored = restore(kept, experiment, checkpoint)
-    models.save(
-        out,
-        restored.state.params,
-        decoder_of(experiment.model, what="export"),
-        tokenizer_from=tokenizer_from,
-        dtype=dtype,
-    )
+    model = models.decoder_of(experiment.model, what="export")
+    params, config = models.merged(models.without_critic(restored.policy), model)
+    models.save(out, params, config, tokenizer_from=tokenizer_from, dtype=dtype)
     written = models.read_config(out)
     at = {key: restored.meta[key] for key in ("phase", "step")}
     return {**at, "architecture": written.family, "folder": str(out)}

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from grpo_jax import exchange, models, run
-from grpo_jax.checkpoint import Restored
 from grpo_jax.experiment import Experiment
+from grpo_jax.models.lora import LoRA
 from grpo_jax.models.source import CONFIG
+from grpo_jax.revisit import Revisited
 from grpo_jax.types import TrainState
 from tests.laws.families import LLAMA
 from tests.models.numbered import equal, halved, numbered
@@ -27,20 +29,27 @@ ROTARY = {
 }
 
 
-def test_parameters_of_a_checkpoint_are_written_without_its_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = dataclasses.replace(decoder_of(small_run.EXPERIMENT.model, what="it"), **ROTARY, critic="head")
-    params, asked = numbered(config), []
+def test_a_checkpoint_is_written_with_its_adapters_added_and_without_its_critic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lora = LoRA(rank=2, alpha=6.0, targets=("layers/0/query",))
+    config = dataclasses.replace(small_run.EXPERIMENT.model, **ROTARY, critic="head", lora=lora)
+    whole: dict[str, Any] = {**numbered(config)}
+    asked: list[Any] = []
+    apart = {name: whole["layers"]["0"].pop(f"query_lora_{name}") for name in "ab"}
+    adapters = {"layers": {"0": {f"query_lora_{name}": apart[name] for name in "ab"}}}
+    params, frozen = {"critic": whole.pop("critic"), **adapters}, whole  # what was trained, and the rest
 
     @contextmanager
     def visit(folder: Path, experiment: Experiment) -> Iterator[str]:
         asked.append((folder, experiment.model))
         yield "checkpoints"
 
-    def restore(kept: str, experiment: Experiment, which: str) -> Restored:
+    def restore(kept: str, experiment: Experiment, which: str) -> Revisited:
         asked.append((kept, which))
         none: Any = 0
         state = TrainState(params=params, opt_state=(), step=none, cursor=none, skipped=none)
-        return Restored(3, state, {"phase": "grpo", "step": 20, "best": []})
+        return Revisited(state, {"phase": "grpo", "step": 20, "best": []}, frozen)
 
     monkeypatch.setattr(exchange, "visit", visit)
     monkeypatch.setattr(exchange, "restore", restore)
@@ -53,7 +62,12 @@ def test_parameters_of_a_checkpoint_are_written_without_its_critic(tmp_path: Pat
     assert told == {"phase": "grpo", "step": 20, "architecture": "Qwen2ForCausalLM", "folder": str(out)}
     back, found = models.load(out)
     assert found.critic is None
-    assert equal(back, models.without_critic(halved(params)))
+    # W + (alpha / rank) A B, with A [D, 2] and B [2, H, C]
+    whole["layers"]["0"]["query"] += np.float32(3) * np.einsum("dr,rhc->dhc", apart["a"], apart["b"])
+    np.testing.assert_allclose(
+        back["layers"]["0"].pop("query"), whole["layers"]["0"].pop("query"), rtol=0.01, atol=0.01
+    )
+    assert equal(back, halved(whole))
 
 
 def test_a_published_folder_becomes_one_of_ours(tmp_path: Path):

@@ -3,7 +3,8 @@
 ``ablate FILE`` trains all variants of a file with several seeds and compares them.
 
 ``show RUN``, ``report RUN...``, ``eval RUN`` and ``sample RUN`` look at the folder of a run: its files, its newest
-checkpoint.
+checkpoint. ``export RUN --out DIR`` writes that as a folder that transformers loads, ``import FOLDER --out DIR`` brings
+published weights into our own format.
 
 Exit codes are those of `lifeline`: 0 done, 3 diverged, 4 configuration or usage, 5 data or reward, 70 hang, 75
 preempted.

@@ -48,7 +48,8 @@ def _verifiers(parser: argparse.ArgumentParser) -> None:
 
 def eval_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of ``eval``, which evaluates a checkpoint again."""
-    _run_flags(parser)
+    run_flags(parser)
+    _seed_flag(parser)
     parser.add_argument("--prompts", type=int, metavar="N", help="held-out problems; default evaluation.full_prompts")
     parser.add_argument("--samples", type=int, metavar="K", help="completions of each; default evaluation.samples")
     parser.add_argument("--sets", metavar="A,B", help="held-out sets; default all")
@@ -58,7 +59,8 @@ def eval_flags(parser: argparse.ArgumentParser) -> None:
 
 def sample_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of ``sample``, which prints completions of a checkpoint."""
-    _run_flags(parser)
+    run_flags(parser)
+    _seed_flag(parser)
     parser.add_argument(
         "--prompt", dest="prompts", nargs="+", action="extend", default=[], metavar="TEXT", help="default held-out ones"
     )
@@ -67,17 +69,21 @@ def sample_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(act=_sample)
 
 
-def _run_flags(parser: argparse.ArgumentParser) -> None:
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    """Which run, its experiment, and which of its checkpoints."""
     parser.add_argument("run", metavar="RUN", help="folder of the run")
     parser.add_argument("--file", metavar="FILE", help="file of the experiment; default the one the run was started by")
     choice_flags(parser)
-    parser.add_argument("--seed", type=int, metavar="S", help="of the sampled tokens; default that of the run")
     parser.add_argument(
         "--checkpoint",
         default="newest",
         metavar="WHICH",
         help="newest (the default), best, a step of GRPO, or warm_start/STEP",
     )
+
+
+def _seed_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, metavar="S", help="of the sampled tokens; default that of the run")
 
 
 def _show(parsed: argparse.Namespace) -> int:
@@ -102,7 +108,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    experiment = _of_run(parsed)
+    experiment = of_run(parsed)
     from grpo_jax.revisit import evaluate_again, evaluation_table
 
     run, sizes = Path(parsed.run), {"prompts": parsed.prompts, "samples": parsed.samples, "seed": parsed.seed}
@@ -114,7 +120,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 
 def _sample(parsed: argparse.Namespace) -> int:
-    experiment = _of_run(parsed)
+    experiment = of_run(parsed)
     from grpo_jax.revisit import sample_again, sample_page
 
     how = {"samples": parsed.samples, "temperature": parsed.temperature, "seed": parsed.seed}
@@ -123,7 +129,7 @@ def _sample(parsed: argparse.Namespace) -> int:
     return int(Exit.DONE)
 
 
-def _of_run(parsed: argparse.Namespace) -> "Experiment":
+def of_run(parsed: argparse.Namespace) -> "Experiment":
     """The experiment of a run that is there, made again from its file."""
     origin = origin_of(Path(parsed.run), file=parsed.file, variant=parsed.variant, assignments=parsed.settings)
     say(f"experiment: {origin.file}")

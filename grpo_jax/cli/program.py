@@ -13,6 +13,7 @@ from grpo_jax import __version__
 from grpo_jax.cli.looking import eval_flags, report_flags, sample_flags, show_flags
 from grpo_jax.cli.parser import Parser
 from grpo_jax.cli.training import ablate_flags, train_flags
+from grpo_jax.cli.weights import export_flags, import_flags
 from grpo_jax.endings import guarded
 from grpo_jax.lifeline import MEANINGS, Exit, page
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report_flags(commands.add_parser("report", help="write figures and a page of HTML about one run or several"))
     eval_flags(commands.add_parser("eval", help="evaluate a checkpoint of a run again, in other sizes"))
     sample_flags(commands.add_parser("sample", help="print completions of a checkpoint of a run"))
+    export_flags(commands.add_parser("export", help="write a checkpoint of a run as a folder that transformers loads"))
+    import_flags(commands.add_parser("import", help="write published weights as a folder in our own format"))
     helping = commands.add_parser("help", help="what a command does, its flags and their defaults")
     helping.add_argument("of", metavar="COMMAND", nargs="?", choices=sorted(commands.choices), help="default: all")
     helping.set_defaults(act=partial(_help, parser, commands.choices))

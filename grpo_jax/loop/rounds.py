@@ -53,8 +53,8 @@ def nothing(experiment: Experiment) -> Groups:
     train = experiment.train
     prompts = experiment.data.draw(experiment.seed, np.arange(train.prompts))
     model, shape = experiment.model, {"group_size": train.group_size, "width": experiment.sampling.max_tokens}
-    mixture = isinstance(model, ModelConfig) and model.experts > 0
-    choices = (model.layers, model.experts_per_token) if mixture else None
+    mixture = model if isinstance(model, ModelConfig) and model.experts else None
+    choices = None if mixture is None else (mixture.layers, mixture.experts_per_token)
     rollouts = dynamic.blank(prompts, choices=choices, **shape)
     reward, codes = None, None
     if experiment.reward is None:

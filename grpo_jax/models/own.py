@@ -49,6 +49,7 @@ class OwnModel:
     critic_detached: ClassVar[bool] = False
     lora: ClassVar[None] = None
     experts: ClassVar[int] = 0
+    logprob_dtype: ClassVar[str] = "float32"  # at least: that of its logits where they are wider
 
     def __post_init__(self) -> None:
         for name, least in (("vocab", 1), ("positions", 0)):

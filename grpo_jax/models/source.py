@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from grpo_jax.models.safetensors import Tensor, brief, parse_object, read_header
 
+PARAMS = "params"
+"""The folder in one of `models.store` that holds its arrays."""
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 MAX_INDEX = 32 * 2**20
 """Bytes of the longest index read."""
@@ -124,22 +126,29 @@ def fingerprint(path: str | os.PathLike, *, blocks: int = 256, block_bytes: int 
 
     It covers config.json, of every safetensors file the name, the length, the whole header and `blocks` blocks of
     `block_bytes` at even distances, the last bytes among them, and nothing else: reading it takes moments for any size.
-    It does not see a change between those blocks, nor one of the tokenizer.
+    It does not see a change between those blocks, nor one of the tokenizer. In a folder of `models.store` the files of
+    the arrays take the place of safetensors, with a header of no bytes.
     """
     folder = Path(path)
     digest = hashlib.sha256()
-    files = sorted({placed.file for placed in tensors(folder).values()})
+    ours = folder / PARAMS
+    files = {placed.file for placed in tensors(folder).values()} if not ours.is_dir() else _below(ours)
     digest.update(checked_file(folder, CONFIG).read_bytes())
-    for file in files:
+    for file in sorted(files):
         size = file.stat().st_size
         with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            digest.update(f"\0{file.name}\0{size}\0{length}\0".encode())
-            digest.update(opened.read(length))
-            for offset in _offsets(8 + length, size, blocks, block_bytes):
+            begin = 0 if ours.is_dir() else 8 + int.from_bytes(opened.read(8), "little")
+            opened.seek(0)
+            digest.update(f"\0{file.relative_to(folder)}\0{size}\0{begin}\0".encode())
+            digest.update(opened.read(begin))
+            for offset in _offsets(begin, size, blocks, block_bytes):
                 opened.seek(offset)
                 digest.update(opened.read(block_bytes))
     return digest.hexdigest()
+
+
+def _below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
 
 
 def _offsets(begin: int, end: int, blocks: int, block_bytes: int) -> list[int]:

@@ -14,13 +14,10 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import without_critic
 from grpo_jax.models.published import to_fields
 from grpo_jax.models.saving import appearing, special_tokens, tokenizer_files, write_json
-from grpo_jax.models.source import CONFIG
+from grpo_jax.models.source import CONFIG, PARAMS
 from grpo_jax.models.table import abstract, axes, unstack
 from grpo_jax.sharding import sharding_tree
 from grpo_jax.types import Params
-
-PARAMS = "params"
-"""The folder inside that holds the arrays."""
 
 
 def store(
@@ -32,6 +29,10 @@ def store(
 
     Raises ValueError as `models.save` does, OSError when writing fails; then nothing of the folder stays.
     """
+    if config.lora is not None:
+        raise ValueError(
+            "config.lora: got adapters, allowed is None: add them to their matrices with models.merged first"
+        )
     path = Path(path).absolute()
     content = to_fields(dataclasses.replace(config, critic=None, critic_detached=False))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -98,7 +98,7 @@ def test_the_version_names_those_that_matter(capsys: pytest.CaptureFixture[str])
     assert end.value.code == 0 and re.fullmatch(told, capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["train", "show", "eval", "sample"])
+@pytest.mark.parametrize("command", ["train", "show", "eval", "sample", "export", "import"])
 def test_the_help_of_every_flag_says_what_is_without_it(command: str, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["help", command]) == 0
     options = capsys.readouterr().out.split("options:\n")[1].split("\nExit codes")[0]

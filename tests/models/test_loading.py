@@ -13,6 +13,7 @@ import pytest
 
 from grpo_jax import models
 from grpo_jax.models import loading, safetensors
+from grpo_jax.models.lora import without_adapters
 from grpo_jax.models.source import CONFIG, SINGLE
 from grpo_jax.sharding import make_mesh, sharding_tree
 from tests.laws.families import FAMILIES, LLAMA, QWEN2
@@ -60,9 +61,7 @@ def test_every_kind_of_float_is_read_as_the_dtype_that_is_asked_for(llama: Path)
     assert config.param_dtype == "float32"  # what config.json says, whatever the file holds
     assert equal(back, jax.tree.map(lambda leaf: leaf.astype(np.float16).astype(np.float32), params))
     rewritten(llama, lambda arrays: arrays.update({"model.norm.weight": np.full(16, 1e6, np.float32)}))
-    with pytest.raises(
-        ValueError, match=r"param_dtype: got float16, which cannot hold the numbers of model.norm.weight"
-    ):
+    with pytest.raises(ValueError, match=r"model\.norm\.weight: got numbers in float32 that float16 cannot hold"):
         models.load(llama, param_dtype="float16")
 
 
@@ -169,6 +168,18 @@ def test_a_critic_is_made_and_not_read(llama: Path):
     assert equal(back["critic"]["layers"], back["layers"])
     assert not np.any(back["critic"]["weight"])
     assert equal(models.without_critic(back), numbered(LLAMA))
+
+
+def test_adapters_are_made_and_not_read(llama: Path):
+    lora = models.LoRA(rank=2, alpha=2.0, targets=("layers/*/query",))
+    back, config = models.load(llama, lora=lora)
+    assert config.lora == lora
+    assert jax.tree.structure(back) == jax.tree.structure(models.abstract(config))
+    assert equal(without_adapters(back), numbered(LLAMA))
+    assert np.any(back["layers"]["1"]["query_lora_a"])
+    assert not np.any(back["layers"]["1"]["query_lora_b"])
+    with pytest.raises(ValueError, match=r"config\.lora: got adapters, .* models\.merged first"):
+        models.save(llama.parent / "other", back, config)
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {

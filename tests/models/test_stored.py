@@ -42,6 +42,13 @@ def test_arrays_that_are_not_those_of_the_config_are_refused(folder: Path, tmp_p
         models.load(tmp_path)
 
 
+def test_a_fingerprint_tells_other_parameters(folder: Path, tmp_path: Path):
+    found = models.fingerprint(folder)
+    assert models.fingerprint(folder) == found
+    models.store(tmp_path / "other", numbered(LLAMA, seed=1), LLAMA)
+    assert models.fingerprint(tmp_path / "other") != found
+
+
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "note").touch()
     with pytest.raises(ValueError, match="which exists, allowed is a new or empty folder"):
