@@ -42,16 +42,15 @@ def memory(experiment: Experiment) -> dict[str, Bytes]:
     placed = partial(_placed, names=axes(model), mesh=mesh)
     settings = step_settings(experiment).gradient
     state = jax.eval_shape(partial(begin, settings=settings), own)
-    decoder = (
-        {"keys and values of a rollout": _cache(experiment, model, mesh)} if isinstance(model, ModelConfig) else {}
-    )
+    cache = _cache(experiment, model, mesh) if isinstance(model, ModelConfig) else None
+    cached = {} if cache is None else {"keys and values of a rollout": cache}  # of a module of the user's nobody knows
     return {
         "trained parameters": placed(own),
         "frozen parameters": placed(frozen),
         "gradients": placed(own),
         "optimiser state": _sum(placed(part) for part in _parts(state, own)),
         "reference policy": placed(_reference(experiment, own)),
-        **decoder,  # nobody knows what a module of the user's keeps
+        **cached,
         "logits of a chunk": _logits(experiment, mesh),
     }
 

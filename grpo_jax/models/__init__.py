@@ -14,12 +14,13 @@ from grpo_jax.models.kinds import (
     init,
     kind_of,
     logprobs,
+    trained,
 )
 from grpo_jax.models.loading import load
 from grpo_jax.models.lora import LoRA, without_adapters
 from grpo_jax.models.merge import merged
 from grpo_jax.models.own import OwnModel, from_linen, from_nnx
-from grpo_jax.models.parts import divide, join, like, trained
+from grpo_jax.models.parts import divide, join, like
 from grpo_jax.models.published import read_config
 from grpo_jax.models.rope import RopeScaling
 from grpo_jax.models.saving import save

@@ -1,13 +1,16 @@
 """Which functions a model has: the type of its config says it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grpo_jax.models import decoder, own, own_logprobs, table
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.critic import CRITIC
 from grpo_jax.models.fisher import fisher as of_its_curvature
 from grpo_jax.models.logprobs import logprobs as of_a_decoder
+from grpo_jax.models.lora import is_adapter
 from grpo_jax.models.own import OwnModel
+from grpo_jax.models.parts import divide, matching, names
 from grpo_jax.types import Array, Params, Rollouts, TokenStats
 
 AnyModel = ModelConfig | OwnModel
@@ -108,3 +111,26 @@ def adapters(key: Array, config: AnyModel) -> Params:
     """New adapters, as far as the config asks for any; meaning as in `table.adapters`."""
     found = kind_of(config).adapters
     return {} if found is None else found(key, config)
+
+
+def trained(config: AnyModel, frozen: Sequence[str] = ()) -> Callable[[str], bool]:
+    """Whether the parameter of a name is trained: all are but those that a pattern of `frozen` matches.
+
+    Of a model with adapters these are trained, and the critic; everything else is frozen anyhow.
+
+    Raises ValueError for a pattern that matches nothing, one that splits a stack of layers, and for patterns that leave
+    nothing of the policy to train.
+    """
+    tree = abstract(config)
+    known = names(tree)
+    stay = matching(frozen, known, what="train.frozen")
+    if config.lora is not None:
+        stay |= {name for name in known if not is_adapter(name) and name.partition("/")[0] != CRITIC}
+    rest = {*known} - stay
+    if not any(name.partition("/")[0] != CRITIC for name in rest):
+        raise ValueError(
+            f"train.frozen: got {', '.join(frozen)}, which leaves nothing of the policy to train, allowed are patterns"
+            " that leave a parameter: take one out"
+        )
+    divide(tree, rest.__contains__)  # refuses to split a stack
+    return rest.__contains__
