@@ -38,7 +38,8 @@ def export(
     """
     with visit(run, experiment) as kept:
         restored = restore(kept, experiment, checkpoint)
-    params, config = models.merged(models.without_critic(restored.policy), experiment.model)
+    model = models.decoder_of(experiment.model, what="export")
+    params, config = models.merged(models.without_critic(restored.policy), model)
     models.save(out, params, config, tokenizer_from=tokenizer_from, dtype=dtype)
     written = models.read_config(out)
     at = {key: restored.meta[key] for key in ("phase", "step")}

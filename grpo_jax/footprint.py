@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from grpo_jax.experiment import Experiment, step_settings
 from grpo_jax.loop.setup import chunks
-from grpo_jax.models import abstract, axes, divide, like, trained, without_adapters, without_critic
+from grpo_jax.models import ModelConfig, abstract, axes, divide, like, trained, without_adapters, without_critic
 from grpo_jax.models.logprobs import chunk_of
 from grpo_jax.sharding import AXES, BATCH_AXES, RULES, spec
 from grpo_jax.train import refers
@@ -42,13 +42,15 @@ def memory(experiment: Experiment) -> dict[str, Bytes]:
     placed = partial(_placed, names=axes(model), mesh=mesh)
     settings = step_settings(experiment).gradient
     state = jax.eval_shape(partial(begin, settings=settings), own)
+    cache = _cache(experiment, model, mesh) if isinstance(model, ModelConfig) else None
+    cached = {} if cache is None else {"keys and values of a rollout": cache}  # of a module of the user's nobody knows
     return {
         "trained parameters": placed(own),
         "frozen parameters": placed(frozen),
         "gradients": placed(own),
         "optimiser state": _sum(placed(part) for part in _parts(state, own)),
         "reference policy": placed(_reference(experiment, own)),
-        "keys and values of a rollout": _cache(experiment, mesh),
+        **cached,
         "logits of a chunk": _logits(experiment, mesh),
     }
 
@@ -98,8 +100,8 @@ def _reference(experiment: Experiment, own: Params) -> Params:
     return without_adapters(policy)
 
 
-def _cache(experiment: Experiment, mesh: Mesh) -> Bytes:
-    model, train = experiment.model, experiment.train
+def _cache(experiment: Experiment, model: ModelConfig, mesh: Mesh) -> Bytes:
+    train = experiment.train
     tokens = max(experiment.data.prompt_width - 1, 1) + train.group_size * experiment.sampling.max_tokens
     prompts = train.prompts // chunks(experiment)
     numbers = 2 * model.layers * model.kv_heads * model.head_width * prompts * tokens

@@ -11,6 +11,7 @@ import pytest
 
 from grpo_jax import exchange, models, run
 from grpo_jax.experiment import Experiment
+from grpo_jax.models import decoder_of
 from grpo_jax.models.lora import LoRA
 from grpo_jax.models.source import CONFIG
 from grpo_jax.revisit import Revisited
@@ -33,7 +34,9 @@ def test_a_checkpoint_is_written_with_its_adapters_added_and_without_its_critic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     lora = LoRA(rank=2, alpha=6.0, targets=("layers/0/query",))
-    config = dataclasses.replace(small_run.EXPERIMENT.model, **ROTARY, critic="head", lora=lora)
+    config = dataclasses.replace(
+        decoder_of(small_run.EXPERIMENT.model, what="a test"), **ROTARY, critic="head", lora=lora
+    )
     whole: dict[str, Any] = {**numbered(config)}
     asked: list[Any] = []
     apart = {name: whole["layers"]["0"].pop(f"query_lora_{name}") for name in "ab"}
@@ -83,7 +86,7 @@ def test_a_published_folder_becomes_one_of_ours(tmp_path: Path):
 
 @pytest.mark.slow
 def test_what_a_run_trained_is_exported(tmp_path: Path):
-    model = dataclasses.replace(small_run.EXPERIMENT.model, **ROTARY)
+    model = dataclasses.replace(decoder_of(small_run.EXPERIMENT.model, what="a test"), **ROTARY)
     train = dataclasses.replace(small_run.EXPERIMENT.train, steps=1)
     experiment = dataclasses.replace(small_run.EXPERIMENT, model=model, train=train, warm_start=None)
     run(experiment, run_dir=tmp_path / "run")
