@@ -12,6 +12,9 @@ endif
 # Two workers: each forces 8 host devices and compiles with several threads, so more of them only wait for each other.
 WORKERS ?= 2
 ARGS ?=
+# Most of the time of the tests is compilation, and most programs run once: the back end need not polish the machine code.
+# `make test-all` compiles as users do.
+QUICKLY_COMPILED := --xla_backend_optimization_level=0
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -30,7 +33,7 @@ quickstart: $(CORE) ## a language model learns by GRPO on this machine, from not
 
 .PHONY: test
 test: $(DEV) ## the tests but those marked slow
-	$(RUN) -m pytest -m "not slow" -n $(WORKERS) --durations=10 $(ARGS)
+	XLA_FLAGS="$(QUICKLY_COMPILED) $$XLA_FLAGS" $(RUN) -m pytest -m "not slow" -n $(WORKERS) --durations=10 $(ARGS)
 
 .PHONY: test-all
 test-all: $(DEV) ## all the tests

@@ -39,8 +39,7 @@ from grpo_jax.journal import write_json
 from grpo_jax.lifeline import Exit, page, say
 from grpo_jax.loop import run
 from grpo_jax.objectives import RECIPES, Comparison, Conflict
-from grpo_jax.origin import Origin, origin_of
-from grpo_jax.overrides import override
+from grpo_jax.origin import origin_of
 from grpo_jax.report.heatmap import clustered, draw
 from grpo_jax.report.saving import replace as write_text
 from grpo_jax.revisit import NEWEST, restore
@@ -67,9 +66,10 @@ COLUMNS = (
 def experiment_of(asked: argparse.Namespace) -> tuple[Experiment, Path]:
     """The experiment that the flags name, and the folder of a run of it."""
     if asked.run is not None:
-        return _made_again(origin_of(Path(asked.run), assignments=asked.settings)), Path(asked.run)
+        origin = origin_of(Path(asked.run), assignments=asked.settings)
+        return cli.experiment_of(origin.file, origin.variant, origin.assignments), Path(asked.run)
     name = "quickstart" if asked.categories is None else "mixed"
-    return override(cli.load(HERE / f"{name}.py").EXPERIMENT, asked.settings), Path(asked.dir) / f"policy-{name}"
+    return cli.experiment_of(str(HERE / f"{name}.py"), None, asked.settings), Path(asked.dir) / f"policy-{name}"
 
 
 def policy_of(
@@ -88,17 +88,6 @@ def policy_of(
     draws = int(found.state.cursor) if found.meta["phase"] == PHASES[-1] else 0
     at = {"run": str(folder), **{n: found.meta[n] for n in ("phase", "step")}}
     return host(found.state.params), host(found.frozen), at, draws
-
-
-def _made_again(origin: Origin) -> Experiment:
-    module = cli.load(Path(origin.file))
-    known = {None: getattr(module, "EXPERIMENT", None), **getattr(module, "VARIANTS", {})}
-    if not isinstance(known.get(origin.variant), Experiment):
-        raise ValueError(
-            f"--run: got a run of {origin.file}, which defines no {origin.variant or 'EXPERIMENT'}; allowed is a file"
-            " as it was when the run was started: bring it back"
-        )
-    return override(known[origin.variant], origin.assignments)
 
 
 def chosen(asked: str | None, sample: Sample) -> tuple[str, ...]:

@@ -60,8 +60,9 @@ def forward(
     frozen: Params | None = None,
 ) -> TokenStats:
     """What the policy `params`, with what is `frozen`, says of the tokens of any number of prompts."""
-    how = {"group_size": settings.group_size, "temperature": settings.temperature, "chunk": settings.chunk}
-    return logprobs(join(params, frozen), model, rows, want=want, reference=join(reference, frozen), **how)
+    how: dict[str, Any] = {"group_size": settings.group_size, "temperature": settings.temperature}
+    how |= {"chunk": settings.chunk, "want": want, "replay": settings.replay_experts}
+    return logprobs(join(params, frozen), model, rows, reference=join(reference, frozen), **how)
 
 
 def batch_of(rollouts: Rollouts, reward: Reward, seen: Seen, *, recipe: Recipe, settings: Gradient) -> Batch:

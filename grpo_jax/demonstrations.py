@@ -22,12 +22,9 @@ def mixed(rollouts: Rollouts, tokens: Array, length: Array, *, mesh: Mesh | None
         length: i32[P].
         mesh: every prompt stays where it is.
 
-    Raises:
-        ValueError: the rows hold choices of experts, which a demonstration lacks.
+    Nobody chose experts for a demonstration: a mixture that learns from it chooses for itself.
     """
     del mesh
-    if rollouts.experts is not None:
-        raise ValueError("rollouts: got rows with expert choices; allowed are those of dense models: leave them out")
     count, width = length.shape[0], rollouts.tokens.shape[1]
     group = rollouts.prompt.shape[0] // count
     shown = jnp.pad(tokens, ((0, 0), (0, max(width - tokens.shape[1], 0))))[:, :width].astype(rollouts.tokens.dtype)
@@ -51,4 +48,14 @@ def mixed(rollouts: Rollouts, tokens: Array, length: Array, *, mesh: Mesh | None
         joined = jnp.concatenate([apart, rows[name][:, None]], axis=1)
         return joined.reshape(count * (group + 1), *own.shape[1:])
 
-    return rollouts.replace(**{name: behind(name) for name in rows})
+    return rollouts.replace(**{name: behind(name) for name in rows}, experts=_choices(rollouts, count))
+
+
+def _choices(rollouts: Rollouts, count: int) -> Array | None:
+    """Choices of experts i32[L, N, T, k] of rows in the order of `count` prompts, with none for one more of each."""
+    if rollouts.experts is None:
+        return None
+    depth, rows, *rest = rollouts.experts.shape
+    apart = rollouts.experts.reshape(depth, count, rows // count, *rest)
+    nothing = jnp.full((depth, count, 1, *rest), -1, rollouts.experts.dtype)
+    return jnp.concatenate([apart, nothing], axis=2).reshape(depth, rows + count, *rest)

@@ -14,7 +14,7 @@ Where the rounds came to an end too early, the last places of a step hold refuse
 have weight 0 and are in no mean, count or denominator, so that the loss is that of the informative groups alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,11 @@ from jax.sharding import Mesh
 from grpo_jax import masked
 from grpo_jax.groups import tied
 from grpo_jax.models.arrange import arrange
-from grpo_jax.types import Array, Prompts, Reward, Rollouts
+from grpo_jax.types import Array, Prompts, Reward, Rollouts, row_axis
 
 PREFIX = "dynamic."
 """Of the names in `TrainState.memory` that hold the groups left over."""
-_OF_ROWS = tuple(name for name in Rollouts.__dataclass_fields__ if name not in ("prompts", "prompt", "experts"))
+_OF_ROWS = tuple(name for name in Rollouts.__dataclass_fields__ if name not in ("prompts", "prompt"))
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,14 @@ def grouped(
     group_size: int,
     component: str | None = None,
 ) -> Groups:
-    """The rows of P prompts, in whatever order, as groups in P places in the order of the prompts.
-
-    Raises ValueError for rows with expert choices, whose layers come before the rows.
-    """
-    if rollouts.experts is not None:
-        raise ValueError(
-            "rollouts.experts: got expert choices, allowed with train.dynamic are rows of dense models: set"
-            " train.dynamic=None"
-        )
+    """The rows of P prompts, in whatever order, as groups in P places in the order of the prompts."""
     prompts = rollouts.prompts.length.shape[0]
     places = arrange(rollouts.prompt, prompts, group_size)
 
     def put(x: Array) -> Array:
         return places.gather(x).reshape(prompts * group_size, *x.shape[1:])
 
-    rows = {name: put(getattr(rollouts, name)) for name in _OF_ROWS}
+    rows = _changed(rollouts, put)
     return Groups(
         rollouts=rollouts.replace(prompt=_numbers(prompts, group_size), **rows),
         reward=jax.tree.map(put, reward),
@@ -118,8 +110,11 @@ def grouped(
     )
 
 
-def blank(prompts: Prompts, *, group_size: int, width: int) -> Rollouts:
-    """Rows of the shapes and dtypes that sampling gives for `prompts`, with nothing in them."""
+def blank(prompts: Prompts, *, group_size: int, width: int, choices: tuple[int, int] | None = None) -> Rollouts:
+    """Rows of the shapes and dtypes that sampling gives for `prompts`, with nothing in them.
+
+    `choices` are the numbers of layers and of experts a token in a mixture.
+    """
     count = prompts.length.shape[0]
     rows, cells = (count * group_size,), (count * group_size, width)
 
@@ -137,6 +132,7 @@ def blank(prompts: Prompts, *, group_size: int, width: int) -> Rollouts:
         logp=none(cells, "float32"),
         logp_full=none(cells, "float32"),
         version=none(rows),
+        experts=None if choices is None else none((choices[0], *cells, choices[1])),
     )
 
 
@@ -207,7 +203,9 @@ def closed(held: Groups, step: Array, *, mesh: Mesh | None = None) -> tuple[Grou
     first, rest = _taken(held, index), _taken(held, index + places)
     trained = first.replace(reward=first.reward.replace(valid=first.reward.valid & _rows(first, first.informative)))
     nothing = empty(rest)
-    kept = jax.tree.map(lambda x, none: jnp.where(_along(rest, x), x, none), rest, nothing)
+    kept = jax.tree_util.tree_map_with_path(
+        lambda path, x, none: jnp.where(_along(rest, x, row_axis(path)), x, none), rest, nothing
+    )
     version = first.rollouts.version.reshape(places, -1).max(axis=1)
     told = {
         "filled": _count(~first.informative),
@@ -244,15 +242,25 @@ def _rows(held: Groups, of_groups: Array) -> Array:
     return jnp.repeat(of_groups, held.rollouts.prompt.shape[0] // places)
 
 
-def _along(held: Groups, x: Array) -> Array:
-    """Which groups are informative, laid along `x` [M, ...] or [M * G, ...]; wherever both are one, G is 1."""
-    mask = held.informative if x.shape[0] == held.informative.shape[0] else _rows(held, held.informative)
-    return mask.reshape(-1, *([1] * (x.ndim - 1)))
+def _along(held: Groups, x: Array, axis: int) -> Array:
+    """Which groups are informative, laid along the `axis` of `x` that has M or M * G; wherever both are one, G is 1."""
+    mask = held.informative if x.shape[axis] == held.informative.shape[0] else _rows(held, held.informative)
+    return mask.reshape(-1, *([1] * (x.ndim - 1 - axis)))
+
+
+def _changed(rollouts: Rollouts, change: Callable[[Array], Array]) -> dict[str, Array | None]:
+    """Name -> what `change` makes of each array of `rollouts` that has rows, which it sees first."""
+    found: dict[str, Array | None] = {name: change(getattr(rollouts, name)) for name in _OF_ROWS if name != "experts"}
+    if rollouts.experts is not None:
+        found["experts"] = jnp.swapaxes(change(jnp.swapaxes(rollouts.experts, 0, 1)), 0, 1)
+    return found
 
 
 def _joined(one: Groups, other: Groups) -> Groups:
     """The groups of both."""
-    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), one, other)
+    both = jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: jnp.concatenate(leaves, axis=row_axis(path)), one, other
+    )
     return _numbered(both)
 
 
@@ -268,7 +276,8 @@ def _taken(held: Groups, order: Array) -> Groups:
 
     rollouts = held.rollouts.replace(
         prompts=jax.tree.map(whole, held.rollouts.prompts),
-        **{name: rows(getattr(held.rollouts, name)) for name in (*_OF_ROWS, "prompt")},
+        prompt=rows(held.rollouts.prompt),
+        **_changed(held.rollouts, rows),
     )
     taken = Groups(
         rollouts=rollouts,

@@ -18,6 +18,7 @@ from grpo_jax.sampling import Sampling
 from grpo_jax.sharding import BATCH_AXES
 from grpo_jax.train import IMITATION, Step, TokenReward
 from grpo_jax.updates import AnyOptimizer, AnyReference, Fixed, Gradient, Optimizer
+from grpo_jax.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Train:
     difficulty: Difficulty | None = None  # draw prompts by how often they were solved
     reference: AnyReference = Fixed()  # or Replaced(every=...), Averaged(decay=...): how the policy of a penalty moves
     frozen: tuple[str, ...] = ()  # patterns of names of parameters that GRPO leaves as they are: layers/0/*, embed
+    replay_experts: bool = True  # a mixture learns through the experts that sampled; False: through its own choice
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,15 @@ class Experiment:
     scoring: Scoring = Scoring()
     mesh: Mapping[str, int] | None = None
     heldout: Mapping[str, Task] = field(default_factory=dict)
+    weights: Weights | None = None
+    """Where initial parameters come from; None: from the seed."""
 
     def __post_init__(self) -> None:
         sanity.check(self)
         vocabulary = self.data.tokenizer.vocab_size
-        if self.model.vocab != vocabulary:
+        if self.model.vocab < vocabulary:  # published models have more rows than tokens: a round number of them
             raise ValueError(
-                f"model.vocab: got {self.model.vocab}, allowed {vocabulary}, the tokenizer's: build the model with"
+                f"model.vocab: got {self.model.vocab}, allowed >= {vocabulary}, the tokenizer's: build the model with"
                 " vocab=data.tokenizer.vocab_size"
             )
         if self.sampling.max_tokens > self.data.completion_width:
@@ -175,8 +179,6 @@ class Experiment:
             )
         _check_name(self.name)
         _check_ranges(self)
-        _check_rewards(self)
-        _check_positions(self)
         _check_further(self)
         _check_chunks(self)
         step_settings(self).gradient.check(self.train.prompts)
@@ -228,31 +230,6 @@ def _check_ranges(experiment: Experiment) -> None:
 def _ks_checks(evaluation: Evaluation) -> list[tuple[str, object, bool, str]]:
     most = evaluation.samples
     return [("evaluation.ks", k, 1 <= k <= most, f"1 to evaluation.samples, {most}") for k in evaluation.ks or ()]
-
-
-def _check_rewards(experiment: Experiment) -> None:
-    names = sorted(experiment.text_rewards)
-    if not names:
-        raise ValueError(
-            "text_rewards: got none, allowed at least one: every evaluation scores decoded text, so give"
-            ' {"accuracy": (rewards.text.accuracy, 1.0)} or your own'
-        )
-    if experiment.warm_start is not None and "accuracy" not in names:
-        raise ValueError(
-            f"text_rewards: got {', '.join(names)}, allowed with a warm start are rewards of which one is called"
-            " 'accuracy', because its gate reads that: name one of them so, or set warm_start to None"
-        )
-
-
-def _check_positions(experiment: Experiment) -> None:
-    data, got = experiment.data, experiment.model.positions
-    completion = data.completion_width if experiment.warm_start else experiment.sampling.max_tokens
-    needed = data.prompt_width + completion
-    if got and got < needed:
-        raise ValueError(
-            f"model.positions: got {got}, allowed >= {needed} for prompts of {data.prompt_width} and completions of"
-            f" {completion} tokens: set model.positions={needed} or lower the widths"
-        )
 
 
 def fitting_chunks(experiment: Experiment) -> list[int]:
@@ -350,6 +327,7 @@ def step_settings(experiment: Experiment) -> Step:
         microbatches=train.microbatches,
         chunk=train.chunk,
         reference=train.reference,
+        replay_experts=train.replay_experts,
     )
     return Step(
         gradient=gradient,

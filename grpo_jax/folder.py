@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_jax import __version__, objectives
+from grpo_jax import __version__, objectives, weights
 from grpo_jax.checkpoint import Checkpoints, Restored
 from grpo_jax.experiment import Experiment, data_digest, settings
 from grpo_jax.journal import Journal, looking, read, sole_writer, write_json
@@ -214,10 +214,16 @@ def _config(experiment: Experiment) -> dict[str, Any]:
         "format": FORMAT,
         "settings": settings(experiment),
         "data_digest": data_digest(experiment),
+        **begins_with(experiment),
         "source_digest": objectives.source_digest(experiment),
         "sources": objectives.source_digests(experiment),
         "versions": versions(),
     }
+
+
+def begins_with(experiment: Experiment) -> dict[str, str]:
+    """Fingerprint of the files that the initial parameters come from, under "weights"; nothing where there are none."""
+    return {} if experiment.weights is None else {"weights": weights.fingerprint(experiment.weights)}
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, str]:
@@ -227,6 +233,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, str]:
         "settings": json.dumps(config["settings"], sort_keys=True),
         "data_digest": config["data_digest"],
         "source_digest": first.get("was", config["source_digest"]),
+        **{name: config[name] for name in ("weights",) if name in config},
     }
 
 
@@ -305,6 +312,9 @@ def _differences(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
     if old.get("data_digest") != config["data_digest"]:
         told = f"SHA-256 {old.get('data_digest', 'unknown'):.12}, now {config['data_digest']:.12}"
         lines.append(f"  the data file has changed: {told}")
+    if old.get("weights") != config.get("weights"):
+        told = f"fingerprint {old.get('weights') or 'none':.12}, now {config.get('weights') or 'none':.12}"
+        lines.append(f"  the weights that it begins with have changed: {told}")
     return lines
 
 

@@ -5,6 +5,7 @@ and shards add up: `diagnostic_sums` over each piece, times `diagnostic_weight` 
 the end for what is not linear (the effective sample size). A diagnostic whose input is absent is left out statically.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -90,7 +91,8 @@ def diagnostics(recipe: Recipe) -> dict[str, Term]:
 def diagnostic_sums(recipe: Recipe, stats: TokenStats, batch: Batch) -> dict[str, Array]:
     """Sum of every diagnostic over the tokens that a policy sampled and that were scored -> name -> f32[].
 
-    What lacks its input is left out.
+    What lacks its input is left out. ``experts/replaced`` is the share of the choices of experts that the trainer would
+    have made otherwise than the sampler, whether it is made to repeat them or not.
     """
     batch = batch.replace(mask=_sampled(batch))
     stats, batch = clean(jax.lax.stop_gradient(stats), batch)
@@ -99,7 +101,8 @@ def diagnostic_sums(recipe: Recipe, stats: TokenStats, batch: Batch) -> dict[str
     if "kl_full" in there:
         table["kl/ref"] = kl_exact  # what the estimate estimates
     terms = {name: term for name, term in table.items() if there.issuperset(wants(term))}
-    return {name: masked.total(term(stats, batch), batch.mask) for name, term in terms.items()}
+    sums = {name: masked.total(term(stats, batch), batch.mask) for name, term in terms.items()}
+    return sums if stats.replaced is None else sums | {"experts/replaced": masked.total(stats.replaced, batch.mask)}
 
 
 def diagnostic_weight(batch: Batch) -> Array:
@@ -161,6 +164,36 @@ def length_metrics(rollouts: Rollouts) -> Metrics:
     return {
         "length/mean": masked.mean(rollouts.length.astype(rollouts.logp.dtype), rollouts.version >= 0),
         "length/stopped": masked.mean(rollouts.stopped.astype(rollouts.logp.dtype), rollouts.version >= 0),
+    }
+
+
+def expert_load(choices: Array, mask: Array, *, experts: int) -> Array:
+    """f32[L, E], the share of the choices i32[L, N, T, k] of every layer that fell on an expert, where mask bool[N, T].
+
+    A choice of -1 is none. The shares of a layer sum to 1; those of a layer without a choice are 0.
+    """
+    number = jax.lax.broadcasted_iota(choices.dtype, (*choices.shape, experts), 4)
+    fell = (choices[..., None] == number) & mask[None, :, :, None, None]
+    count = jnp.sum(fell, axis=(1, 2, 3), dtype=jnp.float32)
+    return count / jnp.maximum(jnp.sum(count, axis=1, keepdims=True), 1.0)
+
+
+def expert_metrics(rollouts: Rollouts, *, experts: int) -> Metrics:
+    """How evenly a mixture of `experts` uses them, over what it sampled; {} where no choice is recorded.
+
+    ``experts/load_max``: the largest share of a layer times E, the mean over the layers: 1 where all are used alike, E
+    where a single one is. ``experts/load_entropy``: the entropy of the shares of a layer over log E, the mean over the
+    layers: 1 and 0. ``experts/unused``: the share of the experts that no token went through.
+    """
+    if rollouts.experts is None:
+        return {}
+    load = expert_load(rollouts.experts, rollouts.mask & (rollouts.version >= 0)[:, None], experts=experts)
+    there = jnp.sum(load, axis=1) > 0
+    logs = jnp.log(jnp.where(load > 0, load, jnp.ones_like(load)))
+    return {
+        "experts/load_max": masked.mean(jnp.max(load, axis=1) * experts, there),
+        "experts/load_entropy": masked.mean(-jnp.sum(load * logs, axis=1) / math.log(max(experts, 2)), there),
+        "experts/unused": masked.mean(jnp.mean((load == 0).astype(load.dtype), axis=1), there),
     }
 
 

@@ -40,7 +40,7 @@ def override(experiment: Any, assignments: Sequence[str]) -> Any:
     """
     tree: _Tree = {}
     for assignment in assignments:
-        path, text = _parted(assignment)
+        path, text = parted(assignment)
         _plant(tree, path.split("."), text)
     try:
         return _apply(experiment, tree, "") if tree else experiment
@@ -51,7 +51,7 @@ def override(experiment: Any, assignments: Sequence[str]) -> Any:
 def repeated(assignments: Sequence[str]) -> dict[str, list[str]]:
     """Path -> its values in order, for every path that `assignments` give more than one."""
     found: dict[str, list[str]] = {}
-    for path, text in map(_parted, assignments):
+    for path, text in map(parted, assignments):
         found.setdefault(path, []).append(text)
     return {path: texts for path, texts in found.items() if len(texts) > 1}
 
@@ -86,7 +86,7 @@ def _limits(experiment: Any, path: str) -> str:
     return ""
 
 
-def _parted(assignment: str) -> tuple[str, str]:
+def parted(assignment: str) -> tuple[str, str]:
     """Path and text of ``path=value``, without spaces around them."""
     path, equals, text = assignment.partition("=")
     names = [name.strip() for name in path.split(".")]
@@ -124,7 +124,7 @@ def _apply(value: Any, tree: _Tree, where: str) -> Any:
     if inspect.isfunction(value):
         value = functools.partial(value)
     if isinstance(value, functools.partial):
-        kinds, old = _keywords(value)
+        kinds, old = keywords_of(value)
         return functools.partial(value.func, *value.args, **{**value.keywords, **_changed(old, kinds, tree, where)})
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", ())
@@ -157,7 +157,7 @@ def _changed(old: Mapping[str, Any], kinds: Mapping[str, Any], tree: _Tree, wher
     return new
 
 
-def _keywords(bound: functools.partial) -> tuple[dict[str, Any], dict[str, Any]]:
+def keywords_of(bound: functools.partial) -> tuple[dict[str, Any], dict[str, Any]]:
     """Annotations and present values of what can be bound by name."""
     function: Any = bound.func
     parameters = inspect.signature(function).parameters.values()
@@ -198,7 +198,7 @@ def _read(text: str, kind: Any, old: Any, path: str) -> Any:
     known = {bool: _boolean, int: int, float: _float, str: _string}
     target = next((t for t in (kind, type(old)) if t in known), None)
     if target is None:
-        parts = _parts_of(old)
+        parts = parts_of(old)
         remedy = (
             f"a part of it: set for instance {_join(path, parts[0])}"
             if parts
@@ -225,12 +225,12 @@ def _example(text: str, target: type, old: Any) -> object:
     return old if type(old) is target else {bool: True, int: 8, float: 0.5}[target]
 
 
-def _parts_of(value: Any) -> list[str]:
+def parts_of(value: Any) -> list[str]:
     """Names of the settings inside `value`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [field.name for field in dataclasses.fields(value) if field.init]
     if inspect.isfunction(value) or isinstance(value, functools.partial):
-        return list(_keywords(functools.partial(value))[1])
+        return list(keywords_of(functools.partial(value))[1])
     if isinstance(value, tuple):
         return list(getattr(value, "_fields", map(str, range(len(value)))))
     return list(value) if isinstance(value, Mapping) else []
@@ -238,7 +238,7 @@ def _parts_of(value: Any) -> list[str]:
 
 def _shown(value: Any) -> str:
     """`value` in a sentence: a number as it is, a group of settings by its type and their names."""
-    parts = ", ".join(_parts_of(value))
+    parts = ", ".join(parts_of(value))
     if inspect.isfunction(value) or isinstance(value, functools.partial):
         inner = value
         while isinstance(inner, functools.partial):

@@ -33,6 +33,8 @@ def check(experiment: Any) -> None:
     for path, kind, value in _numbers("", experiment):
         _check_number(path, kind, value)
     _check_text_rewards(experiment)
+    _check_reward_names(experiment)
+    _check_positions(experiment)
     _check_scoring(experiment)
     _check_chunk(experiment)
     _check_stop(experiment)
@@ -91,6 +93,33 @@ def _check_text_rewards(experiment: Any) -> None:
             )
         if not hasattr(pair[1], "__array__"):  # of an array `describe` says what to do
             _check_number(f"text_rewards[{name!r}][1], its weight", float, pair[1])
+
+
+def _check_reward_names(experiment: Any) -> None:
+    """Every evaluation scores decoded text, and the gate of a warm start reads "accuracy"."""
+    names = sorted(experiment.text_rewards)
+    if not names:
+        raise ValueError(
+            "text_rewards: got none, allowed at least one: every evaluation scores decoded text, so give"
+            ' {"accuracy": (rewards.text.accuracy, 1.0)} or your own'
+        )
+    if experiment.warm_start is not None and "accuracy" not in names:
+        raise ValueError(
+            f"text_rewards: got {', '.join(names)}, allowed with a warm start are rewards of which one is called"
+            " 'accuracy', because its gate reads that: name one of them so, or set warm_start to None"
+        )
+
+
+def _check_positions(experiment: Any) -> None:
+    """A table of positions has a row for every token."""
+    data, got = experiment.data, experiment.model.positions
+    completion = data.completion_width if experiment.warm_start else experiment.sampling.max_tokens
+    needed = data.prompt_width + completion
+    if got and got < needed:
+        raise ValueError(
+            f"model.positions: got {got}, allowed >= {needed} for prompts of {data.prompt_width} and completions of"
+            f" {completion} tokens: set model.positions={needed} or lower the widths"
+        )
 
 
 def _check_scoring(experiment: Any) -> None:

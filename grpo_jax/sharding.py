@@ -28,7 +28,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.types import Array
+from grpo_jax.types import Array, row_axis
 
 AXES = ("slice", "data", "fsdp", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
@@ -104,18 +104,26 @@ def spec(axes: LogicalAxes, rules: Rules, mesh: Mesh, shape: Sequence[int] | Non
 
     Raises ValueError for a name without a rule and for a mesh axis that would split two dimensions.
     """
+    found = targets(axes, rules, mesh.shape, shape)
+    return PartitionSpec(*(target if len(target) > 1 else (target[0] if target else None) for target in found))
+
+
+def targets(
+    axes: LogicalAxes, rules: Rules, sizes: Mapping[str, int], shape: Sequence[int] | None = None
+) -> list[tuple[str, ...]]:
+    """The mesh axes that split each dimension of an array, () for none: `spec` of a mesh of which `sizes` are known."""
     if shape is not None and len(shape) != len(axes):
         raise ValueError(f"an array of shape {tuple(shape)} has {len(shape)} dimensions but is named {axes}")
-    targets = [_target(name, rules) for name in axes]
-    named = [axis for target in targets for axis in target]
+    found = [_target(name, rules) for name in axes]
+    named = [axis for target in found for axis in target]
     if len(named) != len(set(named)):
-        raise ValueError(f"the rules put two dimensions of {axes} on the same mesh axis: {targets}")
+        raise ValueError(f"the rules put two dimensions of {axes} on the same mesh axis: {found}")
     if shape is not None:
-        targets = [
-            target if size % math.prod(mesh.shape[axis] for axis in target) == 0 else ()
-            for target, size in zip(targets, shape, strict=True)
+        found = [
+            target if size % math.prod(sizes[axis] for axis in target) == 0 else ()
+            for target, size in zip(found, shape, strict=True)
         ]
-    return PartitionSpec(*(target if len(target) > 1 else (target[0] if target else None) for target in targets))
+    return found
 
 
 def sharding_tree(axes_tree: object, shapes_tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
@@ -151,17 +159,19 @@ def place(tree: Tree, mesh: Mesh | None, axes_tree: object, rules: Rules = RULES
 def place_rows(record: Tree, mesh: Mesh | None) -> Tree:
     """A record whose leaves all lead with prompts or rows, split over the batch axes. Without a mesh: the record.
 
-    Every process passes the whole record, with equal contents, and keeps what its devices hold. Raises ValueError when
-    a leading dimension does not divide by the number of shards.
+    Where rows are the second axis (`types.row_axis`) that one is split. Every process passes the whole record, with
+    equal contents, and keeps what its devices hold. Raises ValueError when a number of rows does not divide by that of
+    the shards.
     """
     if mesh is None:
         return record
 
-    def put(leaf: Array) -> Array:
-        check_divides(leaf.shape[0], mesh, what="prompts or rows")
-        return _put(leaf, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+    def put(path: tuple[Any, ...], leaf: Array) -> Array:
+        axis = row_axis(path)
+        check_divides(leaf.shape[axis], mesh, what="prompts or rows")
+        return _put(leaf, NamedSharding(mesh, PartitionSpec(*([None] * axis), BATCH_AXES)))
 
-    return jax.tree.map(put, record)
+    return jax.tree_util.tree_map_with_path(put, record)
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:

@@ -256,23 +256,25 @@ def look_rows(
     want: tuple[str, ...],
     group_size: int,
     chunk: int | None = None,
+    replay: bool = True,
     mesh: Mesh | None = None,
     frozen: Params | None = None,
 ) -> Seen:
     """What the policy `params` and the policy `reference` say of the rows, over the full vocabulary: fields of `Seen`.
 
     `want` names the fields, see `looks`. Parameters that none of them is about may be None: each policy reads the rows
-    once at most. What is `frozen` belongs to both policies.
+    once at most. What is `frozen` belongs to both policies. With `replay` the policy `params` of a mixture goes through
+    the experts that the sampler chose; the reference, another policy, through its own.
     """
     given: dict[str, Any] = {"temperature": temperature, "group_size": group_size, "chunk": chunk, "mesh": mesh}
     found = {}
     own = [name for name in want if name != "logp_ref"]
     if own and params is not None:
         asked = tuple(STATISTICS[name] for name in own if name in STATISTICS)
-        stats = logprobs(join(params, frozen), model, rollouts, want=asked, **given)
+        stats = logprobs(join(params, frozen), model, rollouts, want=asked, replay=replay, **given)
         found = {name: getattr(stats, STATISTICS.get(name, "logp")) for name in own}
     if "logp_ref" in want and reference is not None:
-        found["logp_ref"] = logprobs(join(reference, frozen), model, rollouts, **given).logp
+        found["logp_ref"] = logprobs(join(reference, frozen), model, rollouts, replay=False, **given).logp
     missing = [name for name in want if name not in found]
     if missing:
         raise ValueError(
@@ -318,6 +320,7 @@ def learn_rows(
         **metrics,
         **measure.reward_metrics(reward.replace(valid=reward.valid & (rollouts.version >= 0))),
         **measure.length_metrics(rollouts),
+        **measure.expert_metrics(rollouts, experts=settings.model.experts),
         # A critic compares a row with what was expected of it, and not with the other rows of its group.
         **(measure.group_metrics(reward, labels) if batch.returns is None else measure.value_metrics(batch)),
     }

@@ -60,7 +60,12 @@ class Rollouts(struct.PyTreeNode):
     logp: Array  # f32[N, T], under the distribution sampled from (temperature, then truncation, renormalised)
     logp_full: Array  # f32[N, T], over the full vocabulary at the training temperature
     version: Array  # i32[N], train step of the parameters that sampled the row
-    experts: Array | None = None  # i32[L, N, T, top-k], expert choices of a mixture model, for replay
+    experts: Array | None = None  # i32[L, N, T, top-k], experts behind the distribution of the token; -1: none
+
+
+def row_axis(path: tuple[Any, ...]) -> int:
+    """Which axis of the leaf at `path` of a record counts the rows: 1 for ``Rollouts.experts``, 0 for all others."""
+    return int(bool(path) and path[-1] == jax.tree_util.GetAttrKey("experts"))
 
 
 class TokenStats(struct.PyTreeNode):
@@ -72,6 +77,7 @@ class TokenStats(struct.PyTreeNode):
     sum_pi_squared: Array | None = None  # f32[N, T], sum over the vocabulary of the squared probability
     kl_full: Array | None = None  # f32[N, T], nats, exact KL to the reference over the full vocabulary
     hidden: Array | None = None  # f32[N, D], representation of the row
+    replaced: Array | None = None  # f32[N, T], share of the choices of experts that are not those of the sampler
 
 
 class Reward(struct.PyTreeNode):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo_jax.evaluate import summarize
-from grpo_jax.rewards.text import Record, find_answer
+from grpo_jax.rewards.text import Record, find_result
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _votes(verdict: Verdict, correct: np.ndarray) -> list[list[tuple[str, bool] 
     are two candidates.
     """
     prompts, samples = correct.shape
-    said = [[find_answer(verdict.records[s * prompts + p]) for s in range(samples)] for p in range(prompts)]
+    said = [[find_result(verdict.records[s * prompts + p]) for s in range(samples)] for p in range(prompts)]
     return [
         [
             (text.strip(), bool(right)) if text and text.strip() else None

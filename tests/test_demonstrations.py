@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from grpo_jax.demonstrations import mixed
 from tests.laws import tiny
@@ -30,7 +29,11 @@ def test_a_narrower_demonstration_is_padded():
     assert np.asarray(found.tokens)[G].tolist() == [3, 3, *[0] * (T - 2)]
 
 
-def test_choices_of_experts_cannot_be_made_up():
-    rollouts = tiny.rows().replace(experts=jnp.zeros((1, P * G, T, 1), jnp.int32))
-    with pytest.raises(ValueError, match="got rows with expert choices; allowed are those of dense models"):
-        mixed(rollouts, jnp.zeros((P, T), jnp.int32), jnp.ones(P, jnp.int32))
+def test_nobody_chose_experts_for_a_demonstration():
+    chosen = np.arange(2 * P * G * T, dtype=np.int32).reshape(2, P * G, T, 1)
+    rollouts = tiny.rows().replace(experts=jnp.asarray(chosen))
+    found = mixed(rollouts, jnp.zeros((P, T), jnp.int32), jnp.ones(P, jnp.int32)).experts
+    assert found is not None and found.shape == (2, P * (G + 1), T, 1)
+    shown = np.arange(P * (G + 1)) % (G + 1) == G
+    np.testing.assert_array_equal(np.asarray(found)[:, ~shown], chosen)
+    assert (np.asarray(found)[:, shown] == -1).all()

@@ -212,10 +212,26 @@ def test_no_informative_group_is_lost_or_trained_on_twice():
     assert trained_draws + draws(kept) == [number for number, good in enumerate(sampled_draws) if good]
 
 
-def test_rows_with_expert_choices_are_refused():
-    rollouts, reward, status = sampled([MIXED] * P, draw=0)
-    with pytest.raises(ValueError, match=r"rollouts.experts: got expert choices.*set train.dynamic=None"):
-        dynamic.grouped(rollouts.replace(experts=jnp.zeros((1, P * G, T, 1), jnp.int32)), reward, status, group_size=G)
+def test_choices_of_experts_stay_with_their_rows():
+    """Two rounds of rows in another order; the choices are the tokens, and the layer is added."""
+
+    def routed(draw: int, rewards: Sequence[Sequence[float]], order: Sequence[int]) -> Any:
+        rollouts, *rest = sampled(rewards, draw=draw, order=order)
+        layers = jnp.arange(2, dtype=jnp.int32)[:, None, None, None]
+        return rollouts.replace(experts=rollouts.tokens[None, :, :, None] + layers), *rest
+
+    first = routed(0, [MIXED, SOLVED, MIXED], [5, 2, 3, 0, 4, 1])
+    kept = dynamic.empty(dynamic.grouped(*first, group_size=G))
+    held, _ = opened(kept, i32(0)[0])
+    for rows in (first, routed(P, [FAILED, MIXED, MIXED], [1, 0, 3, 2, 5, 4])):
+        held, _ = gathered(held, *rows)
+    trained, kept, _ = closed(held, i32(0)[0])
+    assert (draws(trained), draws(kept)) == ([0, 2, 4], [5])
+    for groups in (trained, dynamic.from_memory(dynamic.to_memory(kept), kept)):
+        there = np.repeat(np.asarray(groups.informative), G)
+        for layer, chosen in enumerate(np.asarray(groups.rollouts.experts)):
+            np.testing.assert_array_equal(chosen[there, :, 0], np.asarray(groups.rollouts.tokens)[there] + layer)
+        assert there.any()
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"max_age": -1}], ids=["rounds", "max_age"])

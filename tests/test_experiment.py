@@ -51,7 +51,7 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"name": "x" * 81}, "1 to 80"),
     ({"seed": -1}, "seed: got -1, allowed 0 to 2^31 - 1"),
     ({"seed": 2**31}, "seed: got 2147483648"),
-    ({"model": dataclasses.replace(PLAIN.model, vocab=21)}, "model.vocab: got 21, allowed 20"),
+    ({"model": dataclasses.replace(PLAIN.model, vocab=19)}, "model.vocab: got 19, allowed >= 20"),
     ({"sampling": PLAIN.sampling.replace(max_tokens=9)}, "sampling.max_tokens: got 9, allowed up to 8"),
     ({"sampling": PLAIN.sampling.replace(temperature=0.0)}, "sampling.temperature: got 0.0, allowed > 0"),
     ({"text_rewards": {}}, "text_rewards: got none, allowed at least one"),

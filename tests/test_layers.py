@@ -34,9 +34,12 @@ STEPS = (
     ("4 testing", ("testing", "laboratory")),
     (
         "5 runs",
-        tuple("sanity experiment overrides origin folder heldout samples loop report alerts display".split()),
+        (
+            *("weights", "sanity", "experiment", "overrides", "arguments", "origin"),
+            *("folder", "heldout", "samples", "loop", "report", "alerts", "display"),
+        ),
     ),
-    ("5 looking at runs", ("footprint", "plan", "revisit", "show", "ablation", "contrast")),
+    ("5 looking at runs", ("footprint", "plan", "revisit", "exchange", "show", "ablation", "contrast")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}
@@ -60,6 +63,7 @@ IMPURE_JAX = {
 }
 
 CORE_DEPENDENCIES = {"chex", "flax", "jax", "numpy", "optax", "orbax", "rich"}
+EXTRA_DEPENDENCIES = {"huggingface_hub", "jinja2", "tokenizers"}  # of the extra `hf`: imported inside functions only
 
 
 def module_name(path: str) -> str:
@@ -155,13 +159,17 @@ def impurities(modules: Mapping[str, ast.Module]) -> list[str]:
 
 def eager(tree: ast.Module) -> list[str]:
     """Modules of the package that a file imports when it is itself imported (outside functions and TYPE_CHECKING)."""
+    return [source for source in eagerly_imported(tree) if source.split(".")[0] == PACKAGE]
+
+
+def eagerly_imported(tree: ast.Module) -> list[str]:
+    """Modules, whosever, that a file imports when it is itself imported."""
     found = []
     waiting: list[ast.stmt] = list(tree.body)
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = imported(ast.Module(body=[node], type_ignores=[]))
-            found += [source for source, _ in names if source.split(".")[0] == PACKAGE]
+            found += [source for source, _ in imported(ast.Module(body=[node], type_ignores=[]))]
         elif not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
             waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -189,9 +197,14 @@ def test_records_and_mathematics_know_neither_devices_nor_files(modules: dict[st
 
 
 def test_the_package_imports_its_declared_dependencies_only(modules: dict[str, ast.Module]):
-    allowed = CORE_DEPENDENCIES | set(sys.stdlib_module_names) | {PACKAGE}
+    allowed = CORE_DEPENDENCIES | EXTRA_DEPENDENCIES | set(sys.stdlib_module_names) | {PACKAGE}
     foreign = {(m, source) for m, tree in modules.items() for source, _ in imported(tree)}
     assert {(m, source) for m, source in foreign if source.split(".")[0] not in allowed} == set()
+
+
+def test_what_an_extra_brings_is_imported_when_it_is_used(modules: dict[str, ast.Module]):
+    found = {(m, source) for m, tree in modules.items() for source in eagerly_imported(tree)}
+    assert {(m, source) for m, source in found if source.split(".")[0] in EXTRA_DEPENDENCIES} == set()
 
 
 def test_every_folder_of_the_package_is_a_package(modules: dict[str, ast.Module]):
@@ -306,3 +319,5 @@ def test_an_eager_import_is_told_from_a_lazy_one():
     assert eager(ast.parse("try:\n    import grpo_jax.loop\nexcept ImportError:\n    pass")) == ["grpo_jax.loop"]
     assert eager(ast.parse("if TYPE_CHECKING:\n    from grpo_jax.loop import run")) == []
     assert eager(ast.parse("def __getattr__(name):\n    from grpo_jax.loop import run")) == []
+    assert eagerly_imported(ast.parse("import jinja2.sandbox")) == ["jinja2.sandbox"]
+    assert eagerly_imported(ast.parse("def f():\n    import jinja2.sandbox")) == []

@@ -75,6 +75,32 @@ def test_diagnostics_by_hand(pair):
         np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
 
 
+def test_the_load_of_experts_by_hand(pair):
+    """Three layers and three experts; the second row has one token, the third layer no experts."""
+    one = [[[0, 1], [0, 2], [0, 1]], [[1, 0], [2, 2], [2, 2]]]  # 0: 4 of 8, 1: 3, 2: 1; what is padded counts nowhere
+    two = [[[2, 1], [2, 1], [1, 2]], [[1, 2], [0, 0], [0, 0]]]  # 4 and 4 of 8
+    choices = jnp.asarray([one, two, np.full((2, 3, 2), -1)], jnp.int32)
+    load = metrics.expert_load(choices, jnp.asarray(MASK), experts=3)
+    np.testing.assert_allclose(load, [[4 / 8, 3 / 8, 1 / 8], [0, 4 / 8, 4 / 8], [0, 0, 0]], rtol=1e-6)
+    rollouts = pair[1].rollouts
+    assert metrics.expert_metrics(rollouts, experts=3) == {}
+    found = metrics.expert_metrics(rollouts.replace(experts=choices), experts=3)
+    entropy = [-sum(p * math.log(p) for p in shares) / math.log(3) for shares in ((0.5, 0.375, 0.125), (0.5, 0.5))]
+    np.testing.assert_allclose(found["experts/load_max"], 3 * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(found["experts/load_entropy"], sum(entropy) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found["experts/unused"], (0 + 1 / 3) / 2, rtol=1e-6)
+    demonstrated = rollouts.replace(experts=choices, version=jnp.asarray([-1, 0], jnp.int32))
+    # Of the second row alone: a token a layer, two choices, 1/2 and 1/2 of three.
+    np.testing.assert_allclose(metrics.expert_metrics(demonstrated, experts=3)["experts/unused"], 1 / 3, rtol=1e-6)
+
+
+def test_replaced_choices_are_a_share_of_the_sampled_tokens(pair):
+    stats, batch = pair
+    replaced = jnp.where(MASK, jnp.asarray([[0.5, 0.0, 0.25], [1.0, 0.0, 0.0]]), jnp.nan)
+    got = measured(o.RECIPES["grpo"], dataclasses.replace(stats, replaced=replaced), batch)
+    np.testing.assert_allclose(got["experts/replaced"], (0.5 + 0.25 + 1.0) / 4, rtol=1e-6)
+
+
 def test_clip_shares_use_the_bounds_of_the_recipe(pair):
     wide = measured(o.dapo(low=0.6, high=0.28), *pair)
     assert wide["clip/low"] == 0.0 and wide["clip/high"] == 1 / 4  # 0.5 is above 1 - 0.6, 1.25 is below 1.28

@@ -237,7 +237,7 @@ def test_an_experiment_is_changed_in_every_corner():
     [
         ("train.promts=3", "did you mean train.prompts?"),
         ("train.prompts=9", "the nearest valid numbers are 8 and 10"),
-        ("model.vocab=3", "allowed 20, the tokenizer's"),
+        ("model.vocab=3", "allowed >= 20, the tokenizer's"),
         ("warm_start.gate=50", "allowed 0 to 1"),
         (
             "recipe.parts.0.term=dapo",

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from grpo_jax import sharding
 from grpo_jax.types import Prompts
+from tests.laws import tiny
 
 SHAPES = {
     "1x8": {"data": 1, "fsdp": 8},
@@ -200,6 +201,15 @@ def test_rows_are_split_over_the_batch_axes_and_kept_in_order(mesh):
     if shards > 1:
         with pytest.raises(ValueError, match="15 prompts or rows do not divide"):
             sharding.place_rows(jnp.zeros(15, jnp.float32), mesh)
+
+
+def test_choices_of_experts_are_split_by_rows_too(mesh):
+    count = tiny.P * tiny.G
+    choices = np.arange(5 * count * 2, dtype=np.int32).reshape(5, count, 2, 1)
+    placed = sharding.place_rows(tiny.rows().replace(experts=choices), mesh)
+    assert placed.experts is not None
+    np.testing.assert_array_equal(placed.experts, choices)
+    assert placed.experts.addressable_shards[0].data.shape == (5, count // parts(mesh, *sharding.BATCH_AXES), 2, 1)
 
 
 def test_replicated_values_are_whole_everywhere(mesh):

@@ -11,6 +11,7 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.types import Batch, Collected, Prompts, Reward, Rollouts, Seen, TokenStats, TrainState
+from tests.laws import tiny
 from tests.laws.tiny import record
 
 RECORDS = (Prompts, Rollouts, TokenStats, Reward, Seen, Collected, Batch, TrainState)
@@ -60,6 +61,12 @@ def test_a_record_is_a_pytree_of_its_fields(kind):
     doubled = jax.tree.map(lambda x: 2 * x, kind(**values))
     assert type(doubled) is kind
     assert {name: getattr(doubled, name) for name in values} == {name: 2 * x for name, x in values.items()}
+
+
+def test_rows_lead_everywhere_but_in_the_choices_of_experts():
+    paths, _ = jax.tree_util.tree_flatten_with_path(tiny.rows().replace(experts=np.zeros(1)))
+    assert [jax.tree_util.keystr(path) for path, _ in paths if types.row_axis(path) == 1] == [".experts"]
+    assert types.row_axis((jax.tree_util.DictKey("experts"),)) == 0  # a component of a reward may be called so
 
 
 def test_an_absent_field_is_absent_from_the_structure():

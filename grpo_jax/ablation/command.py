@@ -25,10 +25,10 @@ from grpo_jax.ablation.measure import (
 )
 from grpo_jax.ablation.study import ITSELF, Ablation, Ends, carry_out, open_ablation
 from grpo_jax.ablation.tables import EVERY, Expectation, Results, Section
+from grpo_jax.arguments import Maker, is_maker, made
 from grpo_jax.experiment import Experiment
 from grpo_jax.journal import write_json
 from grpo_jax.lifeline import Exit
-from grpo_jax.overrides import override
 from grpo_jax.plan import sizes
 
 WIDTH = 116
@@ -57,7 +57,7 @@ def planned(
     fixed = [text for text in assignments if text.partition("=")[0].strip() == "seed"]
     if fixed:
         raise ValueError(f"--set {fixed[-1]}: allowed are settings that all runs share: give seeds with --seeds 0,1,2")
-    chosen = {name: override(known[name], assignments) for name in names}
+    chosen = {name: made(known[name], assignments, what=_place(file, name)) for name in names}
     return Ablation(
         file=str(file.resolve()),
         variants=chosen,
@@ -68,7 +68,7 @@ def planned(
     )
 
 
-def _expected(claims: object, known: Mapping[str, Experiment]) -> tuple[Expectation, ...]:
+def _expected(claims: object, known: Mapping[str, object]) -> tuple[Expectation, ...]:
     names = [measure.name for measure in CLAIMED]
     example = 'write EXPECTED = (("grpo", "clipped", 0.02, 0.2),)'
     fits = isinstance(claims, tuple | list) and all(isinstance(row, tuple) and len(row) in (4, 5) for row in claims)
@@ -86,8 +86,12 @@ def _expected(claims: object, known: Mapping[str, Experiment]) -> tuple[Expectat
     return tuple(Expectation(*row) for row in claims)
 
 
-def _known(file: Path, module: ModuleType) -> dict[str, Experiment]:
-    """What may take part, by name."""
+def _place(file: Path, name: str) -> str:
+    return f"{file}: {name if name == ITSELF else f'VARIANTS[{name!r}]'}"
+
+
+def _known(file: Path, module: ModuleType) -> dict[str, Experiment | Maker]:
+    """What may take part, by name: experiments, and functions that return one."""
     variants = getattr(module, "VARIANTS", {})
     if not isinstance(variants, Mapping) or not variants:
         raise ValueError(
@@ -97,15 +101,20 @@ def _known(file: Path, module: ModuleType) -> dict[str, Experiment]:
     known = dict(variants)
     if hasattr(module, ITSELF):
         known.setdefault(ITSELF, module.EXPERIMENT)
-    wrong = {name: type(value).__name__ for name, value in known.items() if not isinstance(value, Experiment)}
+    wrong = {
+        name: type(value).__name__
+        for name, value in known.items()
+        if not (isinstance(value, Experiment) or is_maker(value))
+    }
     for name, kind in wrong.items():
         raise ValueError(
-            f"{file}: {name} is a {kind}, allowed is a grpo_jax.Experiment: write {name!r}: Experiment(...)"
+            f"{file}: {name} is a {kind}, allowed is a grpo_jax.Experiment, or a function that returns one: write"
+            f" {name!r}: Experiment(...)"
         )
     return known
 
 
-def _names(asked: str | None, known: Mapping[str, Experiment], usual: Sequence[str]) -> list[str]:
+def _names(asked: str | None, known: Mapping[str, object], usual: Sequence[str]) -> list[str]:
     names = list(usual) if asked is None else [name.strip() for name in asked.split(",") if name.strip()]
     for name in names:
         if name not in known:

@@ -17,7 +17,7 @@ from grpo_jax import loop, objectives
 from grpo_jax.ablation.tables import Expectation
 from grpo_jax.compiled import make_room
 from grpo_jax.experiment import Experiment, settings
-from grpo_jax.folder import move_aside
+from grpo_jax.folder import begins_with, move_aside
 from grpo_jax.journal import Journal, read, sole_writer, write_json
 from grpo_jax.lifeline import Diverged, say
 from grpo_jax.origin import Origin
@@ -91,6 +91,7 @@ class Ablation:
                     "settings": {path: text for path, text in settings(experiment).items() if path != "seed"},
                     "source_digest": objectives.source_digest(experiment),
                     "data_digest": experiment.data.digest,
+                    **begins_with(experiment),
                 }
                 for name, experiment in self.variants.items()
             },
@@ -180,6 +181,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {name}: the code of a function of this variant has changed")
         if was["data_digest"] != now["data_digest"]:
             lines.append(f"  {name}: the data file has changed")
+        if was.get("weights") != now.get("weights"):
+            lines.append(f"  {name}: the weights that it begins with have changed")
     return lines
 
 

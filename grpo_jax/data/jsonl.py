@@ -10,10 +10,11 @@ is a function of (seed, k): epoch ``k // n``, element ``k % n`` of the n lines o
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,10 +23,11 @@ from grpo_jax.data.lines import Line, label_codes, read_lines
 from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
 from grpo_jax.lifeline import BadData
 from grpo_jax.rewards import text
-from grpo_jax.text import ByteTokenizer, check_template, fill
+from grpo_jax.text import ByteTokenizer, Chat, PretrainedTokenizer, Tokenizer, check_template, fill_all
+from grpo_jax.text.tokenizers import TAGS
 from grpo_jax.types import Prompts
 
-_TOKENIZER = ByteTokenizer()
+_PROMPT = "{prompt}\n<think>"
 _TRAIN, _HELDOUT, _DEMONSTRATION = range(3)
 
 
@@ -42,10 +44,16 @@ class Jsonl:
     """Share of the lines of `path` that are held out, chosen by a hash of the prompt; 0 with `heldout_path`."""
     heldout_path: str | None = None
     """A second file to hold out instead; none of its prompts may be in `path`."""
-    prompt: str = "{prompt}\n<think>"
+    prompt: str = _PROMPT
     completion: str = "{solution}</think><answer>{answer}</answer>"
     labels: tuple[str, ...] = ()
     """Keys of the lines that become `Prompts.label`, each the place of its value among the sorted ones of the file."""
+    tokenizer: Tokenizer = ByteTokenizer()
+    """What makes token ids of text: bytes, or a published tokenizer, `PretrainedTokenizer(path)`."""
+    chat: Chat | None = None
+    """With it the policy reads the question in the chat template of a published tokenizer, and not in `prompt`."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What becomes of a line whose prompt is wider than `prompt_width`: the run is refused, or the line left out."""
 
     def __post_init__(self) -> None:
         self._check_settings()
@@ -53,23 +61,23 @@ class Jsonl:
         self._check_split()
         self._check_labels()
 
-    @property
-    def tokenizer(self) -> ByteTokenizer:
-        return _TOKENIZER
-
     @cached_property
     def lines(self) -> tuple[Line, ...]:
-        """Every line of the one or two files, validated."""
-        tags = tuple(self.tokenizer.specials)
-        held = read_lines(self.heldout_path, tags) if self.heldout_path is not None else []
-        return (*read_lines(self.path, tags), *held)
+        """Every line of the one or two files, validated; with ``too_long="drop"`` those that fit."""
+        return tuple(line for line, fits in zip(self._every, self._fits, strict=True) if fits)
+
+    @cached_property
+    def dropped(self) -> tuple[Line, ...]:
+        """The lines that ``too_long="drop"`` leaves out."""
+        return tuple(line for line, fits in zip(self._every, self._fits, strict=True) if not fits)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the bytes of the file or files: a run that resumes on other data can be refused."""
+        """SHA-256 of the files, those of the tokenizer included: a run that resumes on other ones can be refused."""
         digest = hashlib.sha256(Path(self.path).read_bytes())
         if self.heldout_path is not None:
             digest.update(hashlib.sha256(Path(self.heldout_path).read_bytes()).digest())
+        digest.update(self.tokenizer.digest.encode())
         return digest.hexdigest()
 
     def draw(self, seed: int, draws: np.ndarray, split: str = "train") -> Prompts:
@@ -122,16 +130,16 @@ class Jsonl:
             )
         numbers = check_draws(draws, "train")
         chosen = _in_epochs(rows, seed, _DEMONSTRATION, numbers)
-        ids = [self._completion_ids(self.lines[row]) for row in chosen]
+        ids = [self._completions[row] for row in chosen.tolist()]
         return Demonstrations(self._prompts(chosen, numbers), *self._padded(ids, self.completion_width))
 
     def gold(self, prompts: Prompts) -> list[list[int] | None]:
         """Token ids of a right completion of every prompt: its solution, where it has one, and its answer."""
-        return [self._completion_ids(self.lines[row]) for row in np.asarray(prompts.row).tolist()]
+        return [self._completions[row].tolist() for row in np.asarray(prompts.row).tolist()]
 
     def read_prompt(self, text: str) -> tuple[list[int], int | None]:
         """Ids of a question put into the template; its row where a line of the data asks the same."""
-        ids = fill(self.prompt, {"prompt": text}, self.tokenizer)
+        ids = self._asked([text])[0].tolist()
         if len(ids) > self.prompt_width:
             raise ValueError(
                 f"prompt: got {text[:80]!r} of {len(ids)} tokens with the template; allowed are at most"
@@ -186,25 +194,60 @@ class Jsonl:
             first.setdefault(self.lines[row].prompt, row)
         return np.array(list(first.values()), np.int64)
 
+    @cached_property
+    def _every(self) -> tuple[Line, ...]:
+        """Every line, those that are dropped included."""
+        tags = tuple(dict.fromkeys((*TAGS, *self.tokenizer.special)))
+        held = read_lines(self.heldout_path, tags) if self.heldout_path is not None else []
+        return (*read_lines(self.path, tags), *held)
+
+    @cached_property
+    def _every_prompt(self) -> list[np.ndarray]:
+        return self._asked([line.prompt for line in self._every])
+
+    @cached_property
+    def _fits(self) -> list[bool]:
+        return [self.too_long != "drop" or len(ids) <= self.prompt_width for ids in self._every_prompt]
+
+    @cached_property
+    def _questions(self) -> list[np.ndarray]:
+        """i32[tokens] of the prompt of every line."""
+        return [ids for ids, fits in zip(self._every_prompt, self._fits, strict=True) if fits]
+
+    @cached_property
+    def _completions(self) -> list[np.ndarray]:
+        """i32[tokens] of a right completion of every line, the stop token included."""
+        values = [{"solution": line.solution or "", "answer": line.answer} for line in self.lines]
+        end = np.array([self.tokenizer.eos], np.int32)
+        return [np.concatenate([ids, end]) for ids in fill_all(self.completion, values, self.tokenizer)]
+
+    def _asked(self, questions: Sequence[str]) -> list[np.ndarray]:
+        """i32[tokens] of the prompts that these questions make."""
+        if self.chat is None:
+            return fill_all(self.prompt, [{"prompt": question} for question in questions], self.tokenizer)
+        return self.chat.encode(questions, _published(self.tokenizer))
+
     def _prompts(self, rows: np.ndarray, numbers: np.ndarray) -> Prompts:
-        tokens, length = self._padded([self._prompt_ids(self.lines[row]) for row in rows], self.prompt_width)
+        tokens, length = self._padded([self._questions[row] for row in rows.tolist()], self.prompt_width)
         label = {name: codes[rows] for name, codes in self._codes.items()}
         return numpy_prompts(tokens, length, numbers, rows, label)
 
-    def _prompt_ids(self, line: Line) -> list[int]:
-        return fill(self.prompt, {"prompt": line.prompt}, self.tokenizer)
-
-    def _completion_ids(self, line: Line) -> list[int]:
-        values = {"solution": line.solution or "", "answer": line.answer}
-        return [*fill(self.completion, values, self.tokenizer), self.tokenizer.eos]
-
-    def _padded(self, ids: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    def _padded(self, ids: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.full((len(ids), width), self.tokenizer.pad, np.int32)
         for row, line in zip(tokens, ids, strict=True):
             row[: len(line)] = line
         return tokens, np.array([len(line) for line in ids], np.int32)
 
     def _check_settings(self) -> None:
+        if self.too_long not in ("refuse", "drop"):
+            raise ValueError(f"Jsonl.too_long: got {self.too_long!r}; allowed are 'refuse' and 'drop': choose one")
+        if self.chat is not None:
+            _published(self.tokenizer)
+            if self.prompt != _PROMPT:
+                raise ValueError(
+                    f"Jsonl.prompt: got {self.prompt!r} and a chat; allowed is one of them: put the words around the"
+                    " question into chat.question, what the assistant begins with into chat.prefix"
+                )
         check_template(self.prompt, ("prompt",), "Jsonl.prompt")
         check_template(self.completion, ("solution", "answer"), "Jsonl.completion")
         for name in ("prompt_width", "completion_width"):
@@ -226,15 +269,23 @@ class Jsonl:
             label_codes(self.lines, name)
 
     def _check_lengths(self) -> None:
-        for line in self.lines:
-            for what, ids, name, width in (
-                ("prompt", self._prompt_ids(line), "prompt_width", self.prompt_width),
-                ("solution and answer", self._completion_ids(line), "completion_width", self.completion_width),
-            ):
+        if not self.lines:
+            raise BadData(
+                f"{self.path}: every prompt is longer than {self.prompt_width} tokens, so that all {len(self._every)}"
+                " lines were dropped; allowed is a width that some fit in; raise prompt_width"
+            )
+        for what, every, name, width in (
+            ("prompt", self._questions, "prompt_width", self.prompt_width),
+            ("solution and answer", self._completions, "completion_width", self.completion_width),
+        ):
+            longest = max(map(len, every))
+            wide = [line for line, ids in zip(self.lines, every, strict=True) if len(ids) > width]
+            for line, ids in zip(self.lines, every, strict=True):
                 if len(ids) > width:
                     raise BadData(
                         f"{line.path}:{line.number}: {what} of {len(ids)} tokens with the template; allowed are at most"
                         f" {width}; shorten it or set {name}={len(ids)}"
+                        + (f" ({len(wide)} lines are too long, {name}={longest} fits all)" if len(wide) > 1 else "")
                     )
 
     def _check_split(self) -> None:
@@ -255,6 +306,16 @@ class Jsonl:
             raise BadData(
                 f"{self.path}: all {len(self.lines)} lines are held out; lower heldout_share or add lines to the file"
             )
+
+
+def _published(tokenizer: Tokenizer) -> PretrainedTokenizer:
+    """`tokenizer`, which has to bring a chat template."""
+    if isinstance(tokenizer, PretrainedTokenizer):
+        return tokenizer
+    raise ValueError(
+        f"Jsonl.chat: got one with a {type(tokenizer).__name__}, which has no chat template; allowed is a published"
+        " tokenizer: set tokenizer=PretrainedTokenizer(path), or chat=None"
+    )
 
 
 def _in_epochs(rows: np.ndarray, seed: int, stream: int, numbers: np.ndarray) -> np.ndarray:

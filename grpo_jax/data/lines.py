@@ -4,7 +4,7 @@ import codecs
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +35,27 @@ def read_lines(path: str, tags: tuple[str, ...]) -> list[Line]:
     object, a repeated key, a missing or empty field, a field that is no string, one of `tags` in an answer or solution,
     an empty line, an empty file.
     """
+    return [_line(path, number, row, tags) for number, row in enumerate(_rows(path), start=1)]
+
+
+def objects(path: str, *, whole: bool = False) -> Iterator[tuple[str, dict]]:
+    """Where each JSON object of the file stands, and the object: one a line, or one that is the `whole` file.
+
+    Raises BadData as `read_lines` does; which fields there are is not looked at.
+    """
+    if whole:
+        yield f"{path}:1", _object(f"{path}:1", b" ".join(_rows(path)), "fields")
+        return
+    for number, row in enumerate(_rows(path), start=1):
+        yield f"{path}:{number}", _object(f"{path}:{number}", row, "fields")
+
+
+def _rows(path: str) -> list[bytes]:
     data = _bytes(path)
     rows = data.removesuffix(b"\n").split(b"\n") if data.strip() else []
     if not rows:
         raise BadData(f"{path}: the file is empty; allowed is one JSON object a line; write at least one")
-    return [_line(path, number, row, tags) for number, row in enumerate(rows, start=1)]
+    return rows
 
 
 def _bytes(path: str) -> bytes:
@@ -94,7 +110,7 @@ def _rank(value: object) -> tuple[int, object]:
 
 def _line(path: str, number: int, row: bytes, tags: tuple[str, ...]) -> Line:
     where = f"{path}:{number}"
-    fields = _object(where, row)
+    fields = _object(where, row, '"prompt" and "answer"')
     for name in (*REQUIRED, *OPTIONAL):
         if name in fields or name in REQUIRED:
             _check_field(where, name, fields, tags)
@@ -109,7 +125,7 @@ def _line(path: str, number: int, row: bytes, tags: tuple[str, ...]) -> Line:
     )
 
 
-def _object(where: str, row: bytes) -> dict:
+def _object(where: str, row: bytes, names: str) -> dict:
     if not row.strip():
         raise BadData(f"{where}: the line is empty; allowed is one JSON object a line; remove it")
     try:
@@ -127,8 +143,8 @@ def _object(where: str, row: bytes) -> dict:
         ) from None
     if not isinstance(fields, dict):
         raise BadData(
-            f"{where}: got {type(fields).__name__} {_shortened(row)}; allowed is a JSON object with"
-            ' "prompt" and "answer"; write {"prompt": "...", "answer": "..."}'
+            f"{where}: got {type(fields).__name__} {_shortened(row)}; allowed is a JSON object with {names}; write"
+            ' {"prompt": "...", "answer": "..."} or what the format of the file asks for'
         )
     return fields
 
@@ -146,8 +162,8 @@ def _check_field(where: str, name: str, fields: dict, tags: tuple[str, ...]) -> 
         )
     if name in REQUIRED and not value.strip():
         raise BadData(f'{where}: field "{name}" is {value!r}; allowed is a string that is not blank; fill it in')
-    found = [tag for tag in tags if tag in value]
-    if found and name != "prompt":
+    found = [tag for tag in tags if tag in value] if name != "prompt" else []
+    if found:
         raise BadData(
             f'{where}: field "{name}" holds the special token {found[0]!r}, which would change what is read as the'
             " answer; allowed is text without it; remove it"

@@ -36,7 +36,7 @@ from grpo_jax.train import (
     score_rows,
     stream,
 )
-from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
+from grpo_jax.types import Batch, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState, row_axis
 
 PHASES = ("rollout", "reward", "reference", "update")
 
@@ -119,7 +119,7 @@ class Phases:
         self._shows, count = settings.demonstrations > 0, change.group_size - settings.demonstrations
         self._sample = compiled(sample_rows, sampling=settings.sampling, **{**shared, "group_size": count})
         self._want, how = looks(change.recipe), {"temperature": change.temperature, "chunk": change.chunk}
-        self._look = compiled(look_rows, want=self._want, **how, **shared)
+        self._look = compiled(look_rows, want=self._want, replay=change.replay_experts, **how, **shared)
         self._learn = compiled(learn_rows, mesh=mesh, donate=("state",), settings=change)
         self._reward = None if settings.reward is None else compiled(score_rows, mesh=mesh, reward=settings.reward)
         self._keys = [stream(judge.seed, name) for name in (Stream.ROLLOUT, Stream.UPDATE)]
@@ -205,4 +205,4 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
     """The rows of all `parts` (numpy) in order, as one record whose prompts are numbered through."""
     begins = np.cumsum([0, *(part.prompts.length.shape[0] for part in parts)]).astype(np.int32)
     shifted = [part.replace(prompt=part.prompt + begin) for part, begin in zip(parts, begins, strict=False)]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *shifted)
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: np.concatenate(leaves, axis=row_axis(path)), *shifted)

@@ -71,8 +71,6 @@ class Tape:
         if self.path is None or self._journal is None:
             return scored
         rollouts, reward = host((scored.rollouts, scored.reward))
-        if rollouts.experts is not None:
-            raise ValueError("rollouts: got rows with expert choices; allowed are those of dense models: leave it out")
         self._journal.write(_line(self._seed, step, self._by, rollouts, reward, scored.scores))
         return dataclasses.replace(scored, replayed=False)
 
@@ -204,7 +202,7 @@ def _line(seed: int, step: int, by: str, rollouts: Rollouts, reward: Reward, sco
         "draw": np.asarray(rollouts.prompts.draw).tolist(),
         "version": int(np.asarray(rollouts.version)[0]),
         "versions": None if (rollouts.version == rollouts.version[0]).all() else _packed(rollouts.version),
-        "rollouts": {name: _packed(getattr(rollouts, name)) for name in _SAMPLED if name != "experts"},
+        "rollouts": {name: _packed(x) for name in _SAMPLED if (x := getattr(rollouts, name)) is not None},
         "outcome": _packed(reward.outcome),
         "valid": _packed(reward.valid),
         **{name: None if getattr(reward, name) is None else _packed(getattr(reward, name)) for name in _OPTIONAL},

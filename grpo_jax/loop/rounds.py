@@ -51,7 +51,9 @@ def nothing(experiment: Experiment) -> Groups:
     """
     train = experiment.train
     prompts = experiment.data.draw(experiment.seed, np.arange(train.prompts))
-    rollouts = dynamic.blank(prompts, group_size=train.group_size, width=experiment.sampling.max_tokens)
+    model, shape = experiment.model, {"group_size": train.group_size, "width": experiment.sampling.max_tokens}
+    choices = (model.layers, model.experts_per_token) if model.experts else None
+    rollouts = dynamic.blank(prompts, choices=choices, **shape)
     reward, codes = None, None
     if experiment.reward is None:
         names, rows = experiment.text_rewards, rollouts.prompt.shape[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from jax.sharding import Mesh
 
-from grpo_jax import heldout
+from grpo_jax import heldout, weights
 from grpo_jax.data import assert_disjoint
 from grpo_jax.data.difficulty import Classed
 from grpo_jax.display import Plan
@@ -85,10 +85,12 @@ def judge(experiment: Experiment, prompts: Prompts, pool: Pool | None = None) ->
 
 
 def problems(experiment: Experiment) -> Prompts:
-    """The held-out problems. Raises ValueError where the data or devices cannot give all that the run asks for."""
+    """The held-out problems. Raises ValueError where data, devices or weights are not those that the run asks for."""
     warm, train = experiment.warm_start, experiment.train
     if experiment.mesh is not None:
         make_mesh(experiment.mesh)  # refuses a shape that these devices do not have
+    if experiment.weights is not None:
+        weights.check(experiment.weights, experiment.model)
     prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
@@ -114,7 +116,7 @@ class Beginning(NamedTuple):
 def first_states(experiment: Experiment, mesh: Mesh | None) -> Beginning:
     """The states that the run begins with, in each of its phases. A checkpoint holds one of the two kinds."""
     warm = experiment.warm_start
-    base = place_params(first_params(experiment), experiment.model.without_lora, mesh)
+    base = place_params(first_params(experiment, mesh), experiment.model.without_lora, mesh)
     grpo, frozen = grpo_state(experiment, base, mesh)
     if warm is None:
         return Beginning(grpo, grpo, frozen)
@@ -123,8 +125,10 @@ def first_states(experiment: Experiment, mesh: Mesh | None) -> Beginning:
     )
 
 
-def first_params(experiment: Experiment) -> Params:
+def first_params(experiment: Experiment, mesh: Mesh | None) -> Params:
     """All parameters that the run begins with, before anything is added to them."""
+    if experiment.weights is not None:
+        return weights.load(experiment.weights, experiment.model.without_lora, mesh)
     return init(stream(experiment.seed, Stream.INIT), experiment.model.without_lora)
 
 

@@ -18,7 +18,7 @@ from grpo_jax import objectives
 from grpo_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from grpo_jax.checkpoint.digests import sha256
 from grpo_jax.experiment import Experiment, data_digest, settings
-from grpo_jax.folder import Position, versions
+from grpo_jax.folder import Position, begins_with, versions
 from grpo_jax.journal import read, sole_writer
 from grpo_jax.lifeline import RunStopped, say
 from grpo_jax.loop.imitation import imitate
@@ -66,6 +66,7 @@ def deciding(experiment: Experiment) -> dict[str, str]:
     return {
         "settings": json.dumps(chosen, sort_keys=True),
         "data_digest": data_digest(experiment),
+        **begins_with(experiment),
         "source_digest": objectives.source_digest(reading),
         "versions": json.dumps(versions(), sort_keys=True),
         # Another processor, or another number of its cores, adds numbers in another order.

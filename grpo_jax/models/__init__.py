@@ -4,11 +4,16 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import from_policy, without_critic
 from grpo_jax.models.decoder import forward, values
 from grpo_jax.models.fisher import fisher
+from grpo_jax.models.loading import load
 from grpo_jax.models.logprobs import logprobs
 from grpo_jax.models.lora import LoRA, without_adapters
 from grpo_jax.models.merge import merged
 from grpo_jax.models.parts import divide, join, like, trained
+from grpo_jax.models.published import read_config
 from grpo_jax.models.rope import RopeScaling
+from grpo_jax.models.saving import save
+from grpo_jax.models.source import fingerprint
+from grpo_jax.models.stored import store
 from grpo_jax.models.table import abstract, adapters, axes, flat, init, stack, unstack
 
 __all__ = [
@@ -19,6 +24,7 @@ __all__ = [
     "adapters",
     "axes",
     "divide",
+    "fingerprint",
     "fisher",
     "flat",
     "forward",
@@ -26,9 +32,13 @@ __all__ = [
     "init",
     "join",
     "like",
+    "load",
     "logprobs",
     "merged",
+    "read_config",
+    "save",
     "stack",
+    "store",
     "trained",
     "unstack",
     "values",

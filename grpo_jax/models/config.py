@@ -17,7 +17,7 @@ _CHOICES = {"activation": Activation, "remat": Remat, "backward": Backward, "exp
 _COUNTS = ("vocab", "width", "layers", "heads", "kv_heads", "head_width", "hidden")
 _AMOUNTS = (
     *("positions", "rope_theta", "local_rope_theta", "embed_std", "head_std", "weight_std", "embed_scale"),
-    *("query_scale", "attention_cap", "logit_cap", "experts", "experts_per_token", "expert_hidden"),
+    *("query_scale", "attention_cap", "logit_cap", "context", "experts", "experts_per_token", "expert_hidden"),
 )
 
 
@@ -61,7 +61,7 @@ class ModelConfig:
     experts_per_token: int = 0  # how many of them a token goes through
     expert_hidden: int = 0  # F of each of them
     expert_renormalised: bool = True  # True: the weights of the chosen ones sum to 1
-    expert_path: ExpertPath = "grouped"  # grouped: only chosen ones compute; dense: all do, the definition
+    expert_path: ExpertPath = "grouped"  # grouped: chosen ones compute, all where `backward` is plain; dense: all do
     dense_layers: tuple[int, ...] = ()  # layers of a mixture that have one ordinary feed-forward block
     norm_eps: float = 1e-6
     param_dtype: str = "float32"
@@ -76,6 +76,7 @@ class ModelConfig:
     critic: Critic | None = None  # values come from a head on the policy's last layer, or on a decoder of their own
     critic_detached: bool = False  # True: a head on the policy's last layer reads it and does not change it
     lora: LoRA | None = None  # low-rank adapters beside some matrices; then these alone are trained, and the critic
+    context: int = 0  # longest sequence that published weights are made for; 0: not said. Nothing is computed with it
     family: str | None = None  # the architecture of transformers whose names and file format weights have
 
     def __post_init__(self) -> None:
@@ -147,6 +148,8 @@ class ModelConfig:
                 "ModelConfig.rope_scaling is given and rope_theta 0; allowed is a scaling of rotations that are there:"
                 " set rope_theta, or rope_scaling=None"
             )
+        if self.rope_scaling is not None:
+            self.rope_scaling.check_width(self.head_width)
 
     def _check_mixture(self) -> None:
         per_token, hidden = self.experts_per_token, self.expert_hidden

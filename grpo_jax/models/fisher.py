@@ -16,6 +16,7 @@ from grpo_jax.models.arrange import arrange, shifted
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.logprobs import chunk_of, chunked, completions
 from grpo_jax.models.parts import join
+from grpo_jax.models.replay import placed
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Array, Params, Rollouts
 
@@ -31,6 +32,7 @@ def fisher(
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     frozen: Params | None = None,
+    replay: bool = True,
 ) -> Callable[[Params], Params]:
     """The function ``v -> F v`` at `params`, both trees of the structure and dtypes of `params`.
 
@@ -45,8 +47,8 @@ def fisher(
 
     The forward pass is linearised once, here; a product is then one pass forward and one backward, without another
     evaluation. What the backward pass needs is kept for as long as the function is. It is derived from the plain
-    formulation whatever ``config.backward`` says, since the fast one has no forward mode. `group_size`, `chunk` and
-    `mesh` as in `logprobs`. Where parameters are `frozen`, `params` are the others, and F is of these.
+    formulation whatever ``config.backward`` says, since the fast one has no forward mode. `group_size`, `chunk`, `mesh`
+    and `replay` as in `logprobs`. Where parameters are `frozen`, `params` are the others, and F is of these.
     """
     config = dataclasses.replace(config, backward="plain")
     prompts = rollouts.prompts
@@ -55,9 +57,11 @@ def fisher(
     scale = jnp.where(read, places.gather(weight), 0)
     inputs, scale = (constrain(x, mesh, ("prompts", None, None)) for x in (inputs, scale))
     chunk = chunk or chunk_of(config)
+    recorded = placed(rollouts, places) if replay else None
 
     def outputs(params: Params) -> Array:
-        return completions(layers.cast(join(params, frozen), config), config, prompts, inputs, mesh)
+        whole = layers.cast(join(params, frozen), config)
+        return completions(whole, config, prompts, inputs, mesh, recorded=recorded)
 
     x, push = jax.linearize(outputs, params)
     pull = jax.linear_transpose(push, params)

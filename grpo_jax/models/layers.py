@@ -3,6 +3,7 @@
 Whether an operation happens is decided by the presence of its parameters; the config only holds scalars.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -10,9 +11,13 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.models import experts, rope
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.lora import A, B
 from grpo_jax.types import Array
+
+Rotation = tuple[Array, Array]
+"""Cosine and sine, as `rotate` reads them."""
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -73,18 +78,47 @@ def rms_norm(x: Array, scale: Array, config: ModelConfig) -> Array:
     return (wide * inverse).astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
-def angles(position: Array, config: ModelConfig, dtype: jnp.dtype) -> tuple[Array, Array] | None:
+def rotations(position: Array, config: ModelConfig, dtype: jnp.dtype) -> Callable[[int | Array], Rotation | None]:
+    """The rotations at position i32[...] of a layer, as a function of its window, which alone decides about them."""
+    everywhere = angles(position, config, dtype)
+    if not config.local_rope_theta:
+        return lambda window: everywhere
+    local = angles(position, dataclasses.replace(config, rope_theta=config.local_rope_theta, rope_scaling=None), dtype)
+
+    def of(window: int | Array) -> Rotation | None:
+        if isinstance(window, int):
+            return local if window else everywhere
+        return jax.tree.map(lambda near, far: jnp.where(window > 0, near, far), local, everywhere)
+
+    return of
+
+
+def angles(position: Array, config: ModelConfig, dtype: jnp.dtype) -> Rotation | None:
     """Cosine and sine [..., 1, C/2] of the rotations at position i32[...]; None for a model without them."""
     if not config.rope_theta:
         return None
-    half = config.head_width // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency, factor = _frequencies(config)
     angle = position.astype(jnp.float32)[..., None, None] * jnp.expand_dims(frequency, range(position.ndim + 1))
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    if factor != 1:
+        cosine, sine = factor * cosine, factor * sine
     return jnp.stack([cosine, cosine], -2).astype(dtype), jnp.stack([-sine, sine], -2).astype(dtype)
 
 
-def rotate(x: Array, rotation: tuple[Array, Array] | None) -> Array:
+def _frequencies(config: ModelConfig) -> tuple[Array, float]:
+    """f32[C/2] and the factor of cosines and sines.
+
+    A model of a family has the numbers that its reference computes, to the last bit: a position of ten thousand
+    multiplies what is off in a frequency.
+    """
+    if config.family is not None or config.rope_scaling is not None:
+        frequency, factor = rope.frequencies(config.rope_theta, config.head_width, config.rope_scaling)
+        return jnp.asarray(frequency), factor
+    half = config.head_width // 2
+    return config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half), 1.0
+
+
+def rotate(x: Array, rotation: Rotation | None) -> Array:
     """x [..., heads, C] with entry i and entry i + C/2 turned by the i-th angle (arXiv:2104.09864)."""
     if rotation is None:
         return x
@@ -119,24 +153,46 @@ def adapted(params: Mapping[str, Array], name: str, x: Array, config: ModelConfi
     return linear(low * config.lora.scale, params[name + B], config)
 
 
-def key_value(layer: Mapping[str, Array], normed: Array, rotation: tuple | None, config: ModelConfig):
+def key_value(layer: Mapping[str, Array], normed: Array, rotation: Rotation | None, config: ModelConfig):
     """Keys and values [..., J, C] of the normed input [..., D]."""
     key = normed_if(layer, "key_norm", project(layer, "key", normed, config), config)
     return rotate(key, rotation), project(layer, "value", normed, config)
 
 
-def query(layer: Mapping[str, Array], normed: Array, rotation: tuple | None, config: ModelConfig) -> Array:
+def query(layer: Mapping[str, Array], normed: Array, rotation: Rotation | None, config: ModelConfig) -> Array:
     """Queries [..., H, C] of the normed input [..., D], scaled already, by C^-1/2 where the config says nothing."""
     found = normed_if(layer, "query_norm", project(layer, "query", normed, config), config)
     return rotate(found, rotation) * (config.query_scale or config.head_width**-0.5)
 
 
-def close(layer: Mapping[str, Array], x: Array, attended: Array, config: ModelConfig) -> Array:
-    """The rest of a layer: x [..., D] plus what attention [..., H, C] found, then the feed-forward block."""
+def close(layer: Mapping[str, Array], x: Array, attended: Array, config: ModelConfig, mesh=None) -> Array:
+    """The rest of a layer: x [..., D] plus what attention [..., H, C] found, then the feed-forward block or experts."""
+    return close_routed(layer, x, attended, config, mesh=mesh)[0]
+
+
+def close_routed(
+    layer: Mapping[str, Array],
+    x: Array,
+    attended: Array,
+    config: ModelConfig,
+    *,
+    recorded: Array | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Array, Array | None]:
+    """`close`, and which experts i32[..., k] the router of the layer chooses; None in a layer without one.
+
+    Where recorded i32[..., k] holds choices, tokens go through these instead.
+    """
     found = project(layer, "output", attended, config, contract=2)
     x = x + normed_if(layer, "attention_post_norm", found, config)
-    found = feed_forward(layer, rms_norm(x, layer["mlp_norm"], config), config)
-    return x + normed_if(layer, "mlp_post_norm", found, config)
+    normed, own = rms_norm(x, layer["mlp_norm"], config), None
+    if "router" in layer:
+        routing = experts.route(layer, normed, config, recorded)
+        activation = _ACTIVATIONS[config.activation]
+        found, own = experts.mix(layer, normed, routing, config, activation=activation, mesh=mesh), routing.own
+    else:
+        found = feed_forward(layer, normed, config)
+    return x + normed_if(layer, "mlp_post_norm", found, config), own
 
 
 def feed_forward(layer: Mapping[str, Array], normed: Array, config: ModelConfig) -> Array:
@@ -164,13 +220,27 @@ def embed(params: Mapping, tokens: Array, position: Array, config: ModelConfig) 
 
 
 def unembed(params: Mapping, x: Array, config: ModelConfig) -> Array:
-    """Logits [..., V] of the output x [..., D] of the last layer, summed in at least float32."""
+    """Logits [..., V] of the output x [..., D] of the last layer, in ``config.logprob_dtype``.
+
+    Summed and capped in at least float32, whatever that is; those of a computation in float64 stay so. Raises
+    ValueError for a float64 that JAX does not have.
+    """
     weight = params["head"] if "head" in params else params["embed"].T
-    normed, wide = rms_norm(x, params["norm"], config), accumulator(x.dtype)
+    normed = rms_norm(x, params["norm"], config)
+    wide = accumulator(x.dtype)
     logits = jnp.matmul(normed, weight, preferred_element_type=wide)
     if "head" + A in params:
         logits = logits + adapted(params, "head", normed, config).astype(wide)
-    return capped(logits, config.logit_cap)
+    logits = capped(logits, config.logit_cap)
+    if wide == jnp.float64:
+        return logits
+    dtype = jax.dtypes.canonicalize_dtype(config.logprob_dtype)
+    if dtype != jnp.dtype(config.logprob_dtype):
+        raise ValueError(
+            "ModelConfig.logprob_dtype is 'float64', which JAX only has with jax_enable_x64; allowed without it are"
+            " 'float32', 'bfloat16', 'float16': take float32, or set JAX_ENABLE_X64=1"
+        )
+    return logits.astype(dtype)
 
 
 def capped(x: Array, cap: float) -> Array:

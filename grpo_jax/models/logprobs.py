@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.models import attention, critic, decoder, layers
+from grpo_jax.models import replay as replays
 from grpo_jax.models.arrange import arrange, prefix, shifted
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.sharding import BATCH_AXES, constrain
 from grpo_jax.types import Array, Params, Prompts, Rollouts, TokenStats
 
-WANTS = ("entropy", "hidden", "kl_full", "sum_pi_squared", "value")
+WANTS = ("entropy", "hidden", "kl_full", "replaced", "sum_pi_squared", "value")
+Carry = tuple[Array, Array | None]
+"""Between layers: [A, D], and how many choices of experts have differed so far, f32[A]."""
 _LOGITS = 1 << 18  # logits computed at a time, when `chunk` does not say
 
 
@@ -33,21 +36,28 @@ def logprobs(
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    replay: bool = True,
+    replay_reference: bool = False,
 ) -> TokenStats:
     """What the policy says of every token of `rollouts`, as f32[N, T] in the order of the rows.
 
     With ``p = softmax(logits / temperature)`` over the full vocabulary: ``logp = log p[token]``, and for each name in
     the static `want` ``entropy = -sum p log p``, ``sum_pi_squared = sum p^2``, ``kl_full = sum p (log p - log q)`` with
     q that of the parameters `reference`, through which no gradient flows, ``value``, what the critic gives the state
-    before the token, for which no logits are made, or ``hidden`` f32[N, D], the mean over the tokens of the row of the
-    normed output of the last layer. Everything is 0 past the end of a row.
+    before the token, for which no logits are made, ``replaced``, the share of the policy's own choices of experts that
+    are not those of ``rollouts.experts``, or ``hidden`` f32[N, D], the mean over the tokens of the row of the normed
+    output of the last layer. Everything is 0 past the end of a row.
+
+    With `replay` the policy uses the choices of ``rollouts.experts``, where there are some, in place of its own, with
+    the weights that its own router gives them; with `replay_reference` so does the reference, which is another policy
+    and else chooses for itself, as do a critic's decoder and whoever reads the prompts.
 
     `group_size` is the largest number of rows of one prompt (default N / P); under jit, rows beyond it come out as nan.
     `chunk` is the number of tokens whose logits exist at a time on a device (default: 1024, or more for a small
     vocabulary); it changes no value. Gradients flow to `params`; forward mode needs ``config.backward`` plain.
 
     Raises ValueError for an unknown `want`, a temperature that is not positive, a ``kl_full`` without a `reference`, a
-    ``value`` without a critic, or sizes that do not fit.
+    ``value`` without a critic, ``replaced`` without recorded choices, or sizes that do not fit.
     """
     _check(config, rollouts, temperature, want, chunk)
     prompts = rollouts.prompts
@@ -55,19 +65,25 @@ def logprobs(
     inputs, targets, read = shifted(rollouts, places)
     inputs, targets, read = (constrain(x, mesh, ("prompts", None, None)) for x in (inputs, targets, read))
     params = layers.cast(params, config)
-    x = completions(params, config, prompts, inputs, mesh)
+    recorded = replays.placed(rollouts, places)
+    how = {"recorded": recorded, "use": replay, "compare": "replaced" in want}
+    x, replaced = routed_completions(params, config, prompts, inputs, mesh, **how)
     chunk = chunk or chunk_of(config)
     score = functools.partial(_score, params, config, temperature=temperature, want=want)
     read_of = x
     if "kl_full" in want and reference is not None:
         fixed = layers.cast(jax.lax.stop_gradient(reference), config)
         score = functools.partial(score, reference=fixed)
-        read_of = jnp.concatenate([x, completions(fixed, config, prompts, inputs, mesh)], axis=-1)
+        others = recorded if replay_reference else None
+        other = completions(fixed, config, prompts, inputs, mesh, recorded=others)
+        read_of = jnp.concatenate([x, other], axis=-1)
     stats = chunked(score, read_of, targets, chunk, mesh)
     if "value" in want:
         own = critic.trunk(params)
         state = x if own is params else completions(own, config, prompts, inputs, mesh)
         stats["value"] = critic.value(params, state, config)
+    if replaced is not None:
+        stats["replaced"] = replaced
     stats = {name: places.restore(jnp.where(read, value, 0)) for name, value in stats.items()}
     if "hidden" in want:
         stats["hidden"] = places.restore(_mean_hidden(params, config, x, read))
@@ -79,48 +95,113 @@ def chunk_of(config: ModelConfig) -> int:
     return max(1024, _LOGITS // config.vocab)
 
 
-def completions(params: Params, config: ModelConfig, prompts: Prompts, inputs: Array, mesh) -> Array:
-    """Output [P, G, T, D] of the last layer at every completion token, from inputs i32[P, G, T]."""
+def completions(
+    params: Params,
+    config: ModelConfig,
+    prompts: Prompts,
+    inputs: Array,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    recorded: Array | None = None,
+) -> Array:
+    """Output [P, G, T, D] of the last layer at every completion token, from inputs i32[P, G, T].
+
+    Experts recorded i32[L, P, G, T, k] take the place of those that the policy would choose.
+    """
+    return routed_completions(params, config, prompts, inputs, mesh, recorded=recorded)[0]
+
+
+def routed_completions(
+    params: Params,
+    config: ModelConfig,
+    prompts: Prompts,
+    inputs: Array,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    recorded: Array | None,
+    use: bool = True,
+    compare: bool = False,
+) -> tuple[Array, Array | None]:
+    """`completions`, and, to `compare`, the share f32[P, G, T] of the policy's own choices that are not recorded ones.
+
+    Without `use` the policy keeps its own choices.
+    """
     count, group, width = inputs.shape
     before, seen = prefix(prompts)
     size = before.shape[1]
-    own_position = prompts.length[:, None, None] - 1 + jnp.arange(width, dtype=jnp.int32)[None, None]
-    own_position = jnp.broadcast_to(own_position, inputs.shape).reshape(count, -1)
-    before_position = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None], before.shape)
-    position = jnp.concatenate([before_position, own_position], axis=1)
+    position, own_position = _positions(prompts, inputs, size)
     tokens = jnp.concatenate([before, inputs.reshape(count, -1)], axis=1)
     x = constrain(layers.embed(params, tokens.reshape(-1), position.reshape(-1), config), mesh, ("prompts", None))
-    rotation = layers.angles(position.reshape(-1), config, x.dtype)
-    own_rotation = layers.angles(own_position.reshape(-1), config, x.dtype)
+    rotations = layers.rotations(position.reshape(-1), config, x.dtype)
+    own_rotations = layers.rotations(own_position.reshape(-1), config, x.dtype)
+    params = replays.attach(params, recorded, size)
+    differs = jnp.zeros(x.shape[0], jnp.float32) if compare else None
+    close = functools.partial(_close, config=config, use=use, mesh=mesh)
 
     def apart(x: Array) -> tuple[Array, Array]:
         """[P (S + G T), ...] -> [P, S, ...] and [P, G, T, ...]."""
         x = x.reshape(count, -1, *x.shape[1:])
         return x[:, :size], x[:, size:].reshape(count, group, width, *x.shape[2:])
 
-    def keys(layer: Mapping[str, Array], normed: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def own(x: Array) -> Array:
+        """[P (S + G T), ...] -> [P G T, ...]."""
+        return apart(x)[1].reshape(-1, *x.shape[1:])
+
+    def keys(layer: Mapping[str, Array], normed: Array, rotation) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         key, value = (apart(x) for x in layers.key_value(layer, normed, rotation, config))
         return (key[0], value[0]), (key[1], value[1])
 
-    def body(x: Array, layer: Mapping[str, Array]) -> Array:
-        normed = layers.rms_norm(x, layer["attention_norm"], config)
-        before_kv, own_kv = keys(layer, normed)
+    def body(carry: Carry, layer: Mapping[str, Array], window: attention.Window) -> Carry:
+        x, differs = carry
+        normed, rotation = layers.rms_norm(x, layer["attention_norm"], config), rotations(window)
+        before_kv, own_kv = keys(layer, normed, rotation)
         before_query, own_query = apart(layers.query(layer, normed, rotation, config))
-        found = attention.attend_group(own_query, before_kv, own_kv, seen, config)
+        found = attention.attend_group(own_query, before_kv, own_kv, seen, config, window)
         found = found.reshape(count, group * width, *found.shape[3:])
-        found = jnp.concatenate([attention.attend_prefix(before_query, *before_kv, seen, config), found], axis=1)
-        return constrain(layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config), mesh, ("prompts", None))
+        before = attention.attend_prefix(before_query, *before_kv, seen, config, window)
+        found = jnp.concatenate([before, found], axis=1)
+        return close(layer, (x, differs), found.reshape(-1, *found.shape[2:]), layer.get(replays.RECORDED))
 
-    def last(x: Array, layer: Mapping[str, Array]) -> Array:
+    def last(carry: Carry, layer: Mapping[str, Array], window: attention.Window) -> Carry:
+        x, differs = carry
         normed = layers.rms_norm(x, layer["attention_norm"], config)
-        before_kv, own_kv = keys(layer, normed)
-        x, normed = (apart(y)[1].reshape(-1, y.shape[1]) for y in (x, normed))
-        query = layers.query(layer, normed, own_rotation, config).reshape(*inputs.shape, config.heads, -1)
-        found = attention.attend_group(query, before_kv, own_kv, seen, config)
-        return layers.close(layer, x, found.reshape(-1, *found.shape[3:]), config)
+        before_kv, own_kv = keys(layer, normed, rotations(window))
+        x, normed, differs, recorded = jax.tree.map(own, (x, normed, differs, layer.get(replays.RECORDED)))
+        query = layers.query(layer, normed, own_rotations(window), config).reshape(*inputs.shape, config.heads, -1)
+        found = attention.attend_group(query, before_kv, own_kv, seen, config, window)
+        return close(layer, (x, differs), found.reshape(-1, *found.shape[3:]), recorded)
 
-    x = decoder.fold(body, x, params, config, last=last)
-    return constrain(x.reshape(count, group, width, -1), mesh, ("prompts", None, None, None))
+    x, differs = decoder.fold(body, (x, differs), params, config, last=last)
+    x = constrain(x.reshape(count, group, width, -1), mesh, ("prompts", None, None, None))
+    return x, replays.share(differs, config, inputs.shape)
+
+
+def _positions(prompts: Prompts, inputs: Array, size: int) -> tuple[Array, Array]:
+    """Positions of the first `size` tokens of the prompts and behind them those of inputs i32[P, G, T], and these.
+
+    i32[P, size + G T] and i32[P, G T].
+    """
+    count, _, width = inputs.shape
+    own = prompts.length[:, None, None] - 1 + jnp.arange(width, dtype=jnp.int32)[None, None]
+    own = jnp.broadcast_to(own, inputs.shape).reshape(count, -1)
+    before = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None], (count, size))
+    return jnp.concatenate([before, own], axis=1), own
+
+
+def _close(
+    layer: Mapping[str, Array],
+    carry: Carry,
+    found: Array,
+    recorded: Array | None,
+    *,
+    config: ModelConfig,
+    use: bool,
+    mesh: jax.sharding.Mesh | None,
+) -> Carry:
+    """`layers.close`, and how many of the choices of experts so far are not recorded i32[A, k]; these in `use`."""
+    given = recorded if use else None
+    x, own = layers.close_routed(layer, carry[0], found, config, recorded=given, mesh=mesh)
+    return constrain(x, mesh, ("prompts", None)), replays.counted(carry[1], own, recorded)
 
 
 def _score(
@@ -147,8 +228,17 @@ def token_statistics(
 ) -> dict[str, Array]:
     """What logits f[..., V] say of targets i32[...]: `logp` and the per-token arrays of `want` -> name -> f[...].
 
-    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`.
+    `reference` f[..., V] are the logits of the other policy of ``kl_full``; the formulas are those of `logprobs`. They
+    are computed in the dtype of the logits; what comes out is float32 at least.
     """
+    stats = _token_statistics(logits, targets, temperature, want, reference)
+    return {name: value.astype(layers.accumulator(value.dtype)) for name, value in stats.items()}
+
+
+def _token_statistics(
+    logits: Array, targets: Array, temperature: float | Array, want: Sequence[str], reference: Array | None
+) -> dict[str, Array]:
+    """`token_statistics` in the dtype of the logits."""
     logits = logits / jnp.asarray(temperature, logits.dtype)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
@@ -202,6 +292,8 @@ def _check(config: ModelConfig, rollouts: Rollouts, temperature, want: Sequence[
     unknown = sorted(set(want) - set(WANTS))
     if unknown:
         raise ValueError(f"want has {', '.join(unknown)}, which this model cannot tell; allowed are {', '.join(WANTS)}")
+    if "replaced" in want and rollouts.experts is None:
+        raise ValueError("want has replaced, but rollouts.experts is None; allowed are rows of a mixture: sample them")
     if "value" in want and config.critic is None:
         raise ValueError("want has value, but ModelConfig.critic is None; allowed are head, tower: give the model one")
     if isinstance(temperature, int | float) and temperature <= 0:

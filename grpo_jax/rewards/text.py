@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grpo_jax.rewards import answers
 from grpo_jax.rewards.choices import labelled, parse_choice
 from grpo_jax.rewards.numbers import parse_number
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from grpo_jax.types import Reward
 
 STATUSES = ("ok", "timeout", "error", "unparsable")
-MATCHES = ("exact", "numeric", "choice")
+MATCHES = ("exact", "numeric", "choice", "math")
 STATED = "stated"
 
 
@@ -75,6 +76,15 @@ def find_answer(record: Record, *, opening: str = "<answer>", closing: str = "</
     return answer if closed or record.stopped else None
 
 
+def find_result(record: Record, *, opening: str = "<answer>", closing: str = "</answer>") -> str | None:
+    r"""The answer between the tags, or where there are none what the last ``\boxed{...}`` holds, after the thought.
+
+    Boxes inside a thought that was closed with ``</think>`` are no answer; a box that was not closed is none either.
+    """
+    found = find_answer(record, opening=opening, closing=closing)
+    return found if found is not None else answers.boxed(record.completion.rpartition("</think>")[2])
+
+
 def accuracy(
     record: Record,
     *,
@@ -84,39 +94,47 @@ def accuracy(
     opening: str = "<answer>",
     closing: str = "</answer>",
 ) -> Score:
-    """1 where the answer of the completion is right, else 0; "unparsable" where there is none to be read.
+    r"""1 where the answer of the completion is right, else 0; "unparsable" where there is none to be read.
 
     ``match="exact"`` compares strings without surrounding white space. ``"numeric"`` compares numbers exactly (``1/2``,
     ``0.50`` and ``50%`` are equal), or up to ``tolerance * max(1, |right|)``. ``"choice"`` compares the options that
     the answers name (`grpo_jax.rewards.choices`), by letter, or by text too where the metadata have the key `options`;
-    an answer that names none, or several, is "unparsable". ``"stated"`` is what the metadata say under "match", for
-    files of several kinds, and "exact" where they say nothing. A right answer that cannot be read so is a ValueError:
-    the dataset is at fault, not the model.
+    an answer that names none, or several, is "unparsable". ``"math"`` compares what mathematical answers say
+    (`grpo_jax.rewards.answers`), numbers in them up to the tolerance, and takes a ``\boxed{...}`` where the completion
+    has no tags. ``"stated"`` is what the metadata say under "match", for files of several kinds, and "exact" where they
+    say nothing. A right answer that cannot be read so is a ValueError: the dataset is at fault, not the model.
     """
     stated = record.metadata.get("match", "exact") if match == STATED else match
     if stated not in MATCHES:
         whose = "match" if stated is match else 'match, stated by the key "match" of the line'
-        raise ValueError(f"{whose}: got {stated!r}; allowed are {(*MATCHES, STATED)[: 4 if stated is match else 3]}")
+        raise ValueError(f"{whose}: got {stated!r}; allowed are {(*MATCHES, STATED) if stated is match else MATCHES}")
     read = _reader(stated, record.metadata.get(options))
     right = read(record.answer)
     if right is None:
-        kind = {"numeric": "a number", "choice": "a letter or the text of one option"}[stated]
+        kind = {"numeric": "a number", "choice": "a letter or the text of one option", "math": "an answer to read"}[
+            stated
+        ]
         raise ValueError(f"answer: {record.answer!r} is not {kind}; use match='exact' for this dataset")
-    found = find_answer(record, opening=opening, closing=closing)
+    found = (find_result if stated == "math" else find_answer)(record, opening=opening, closing=closing)
     if found is None or not found.strip():
         return Score(0.0, "unparsable", "no answer" if found is None else "empty answer")
     given = read(found)
     if given is None:
-        return Score(0.0, "unparsable", f"not {'a number' if stated == 'numeric' else 'one option'}: {found[:80]!r}")
+        what = {"numeric": "a number", "choice": "one option", "math": "an answer that can be read"}[stated]
+        return Score(0.0, "unparsable", f"not {what}: {found[:80]!r}")
     if given == right:
         return Score(1.0)
+    if stated == "math":
+        return Score(float(answers.same(given, right, tolerance=tolerance)))
     if isinstance(given, Fraction) and isinstance(right, Fraction) and tolerance > 0:
         return Score(float(abs(given - right) <= tolerance * max(1, abs(right))))
     return Score(0.0)
 
 
-def _reader(match: str, options: object) -> Callable[[str], str | Fraction | None]:
+def _reader(match: str, options: object) -> Callable[[str], Any]:
     """What makes of an answer something to compare, or None where it cannot be read."""
+    if match == "math":
+        return answers.parse_answer
     if match == "numeric":
         return parse_number
     if match == "choice":
@@ -124,9 +142,18 @@ def _reader(match: str, options: object) -> Callable[[str], str | Fraction | Non
     return str.strip
 
 
-def r1_format(record: Record, *, eos: str = "<eos>") -> float:
-    """1 for ``... </think><answer> x </answer>`` and then the stop token, each tag once, x not blank; else 0."""
-    thought, think_close, rest = record.completion.partition("</think>")
+def r1_format(record: Record, *, eos: str = "<eos>", spaces: bool = False) -> float:
+    """1 for ``... </think><answer> x </answer>`` and then the stop token, each tag once, x not blank; else 0.
+
+    `spaces` allows white space between the tags and behind them, and a ``<think>`` at the very beginning: what a model
+    writes whose tags are text and whose prompt does not open the thought.
+    """
+    completion = record.completion
+    if spaces:
+        completion = completion.strip().removeprefix("<think>")
+        thought, think_close, rest = completion.partition("</think>")
+        completion = thought + think_close + rest.lstrip()
+    thought, think_close, rest = completion.partition("</think>")
     if not (record.stopped and think_close and rest.startswith("<answer>") and rest.endswith("</answer>")):
         return 0.0
     answer = rest[len("<answer>") : -len("</answer>")]

@@ -54,10 +54,13 @@ def write(cache: Cache, key: Array, value: Array, t: Array) -> Cache:
     )
 
 
-def attend(query: Array, prefix: Prefix, seen: Array, cache: Cache, t: Array) -> Array:
+def attend(
+    query: Array, prefix: Prefix, seen: Array, cache: Cache, t: Array, *, cap: float = 0.0, window: int = 0
+) -> Array:
     """One query a row over the prompt's prefix and tokens 0..t of the row: [P, G, H, C] -> [P, G, H, C].
 
-    `seen` bool[P, S] is False for the padding of the prefix. Queries come scaled.
+    `seen` bool[P, S] is False for the padding behind the prefix. Queries come scaled. Scores are capped by `cap` and
+    keys are the last `window` ones, where these are not 0.
     """
     prompts, group, heads, size = query.shape
     kv_heads = prefix.key.shape[1]
@@ -66,9 +69,12 @@ def attend(query: Array, prefix: Prefix, seen: Array, cache: Cache, t: Array) ->
     flat = rows.reshape(prompts, kv_heads, -1, size)
 
     shared = jnp.einsum("pjmc,pjcs->pjms", flat, prefix.key, preferred_element_type=wide)
-    shared = jnp.where(seen[:, None, None], shared, attention.MASKED).reshape(*rows.shape[:4], -1)
+    shared = layers.capped(shared, cap)
+    shared = jnp.where(_near(seen, t, window)[:, None, None], shared, attention.MASKED).reshape(*rows.shape[:4], -1)
     own = jnp.einsum("pjgrc,pjgck->pjgrk", rows, cache.key, preferred_element_type=wide)
-    own = jnp.where(jnp.arange(cache.key.shape[4]) <= t, own, attention.MASKED)
+    own = layers.capped(own, cap)
+    place = jnp.arange(cache.key.shape[4])
+    own = jnp.where((place <= t) & (place > t - window) if window else place <= t, own, attention.MASKED)
 
     peak = jnp.maximum(jnp.max(shared, axis=-1, keepdims=True), jnp.max(own, axis=-1, keepdims=True))
     shared, own = jnp.exp(shared - peak), jnp.exp(own - peak)
@@ -77,3 +83,11 @@ def attend(query: Array, prefix: Prefix, seen: Array, cache: Cache, t: Array) ->
     found = jnp.einsum("pjms,pjsc->pjmc", flat, prefix.value, preferred_element_type=wide).reshape(rows.shape)
     found += jnp.einsum("pjgrk,pjgkc->pjgrc", own.astype(query.dtype), cache.value, preferred_element_type=wide)
     return (found / total).astype(query.dtype).transpose(0, 2, 1, 3, 4).reshape(query.shape)
+
+
+def _near(seen: Array, t: Array, window: int) -> Array:
+    """What token t of a row sees of the prefix, bool[P, S]: the tokens less than `window` before it, or all for 0."""
+    if not window:
+        return seen
+    length = jnp.sum(seen, axis=1, keepdims=True, dtype=jnp.int32)
+    return seen & (length + t - jnp.arange(seen.shape[1], dtype=jnp.int32)[None] < window)

@@ -1,13 +1,13 @@
 """Sampling, the reference: a prompt is encoded once, then all samples of all prompts advance by a token at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models import arrange, attention, decoder, layers, parts, table
+from grpo_jax.models import arrange, attention, decoder, experts, layers, parts, table
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import without_critic
 from grpo_jax.sampling import cache as caches
@@ -38,6 +38,7 @@ class _Loop(NamedTuple):
     mask: Array  # bool[P, G, T]
     logp: Array  # f32[P, G, T]
     logp_full: Array  # f32[P, G, T]
+    experts: Array | None  # i32[L, P, G, T, k], of a mixture
 
 
 def generate(
@@ -59,7 +60,8 @@ def generate(
 
     ``logp_full`` is over the full vocabulary at the temperature (at 1 when the temperature is 0); ``logp`` under the
     truncated and renormalised distribution really sampled from, 0 at temperature 0. `version` is the train step of
-    `params`.
+    `params`. Of a mixture ``experts`` are those that the token before went through, whose output the token was drawn
+    from; -1 in layers without experts and past the end of a row.
 
     Raises ValueError for a `group_size` below 1 and for sequences longer than the model's table of positions.
     """
@@ -70,7 +72,7 @@ def generate(
     weights = _rollout_weights(params, config, mesh)
     seen, prefixes = _prefill(weights, config, prompts, mesh)
     fixed = _Fixed(weights, prefixes, seen, prompts.length, row_keys(key, prompts.draw, group_size))
-    state = _start(prompts, sampling, prefixes, group_size)
+    state = _start(prompts, config, sampling, prefixes, group_size)
     for end in _widths(sampling):
         state = state._replace(caches=tuple(caches.grow(cache, end) for cache in state.caches))
         state = _decode(fixed, config, sampling, state, end, mesh)
@@ -103,23 +105,26 @@ def _prefill(weights: Mapping, config: ModelConfig, prompts: Prompts, mesh) -> t
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     flat = position.reshape(-1)
     x = constrain(layers.embed(weights, tokens.reshape(-1), flat, config), mesh, ("prompts", None))
-    rotation = layers.angles(flat, config, x.dtype)
+    rotations = layers.rotations(flat, config, x.dtype)
     prefixes = []
     for i in range(config.layers):
-        layer = weights["layers"][str(i)]
+        layer, window, rotation = weights["layers"][str(i)], config.window(i), rotations(config.window(i))
         normed = layers.rms_norm(x, layer["attention_norm"], config)
         key, value = (_split(y, tokens.shape) for y in layers.key_value(layer, normed, rotation, config))
         prefixes.append(caches.prefix(key, value))
         if i + 1 < config.layers:
             query = _split(layers.query(layer, normed, rotation, config), tokens.shape)
-            found = attention.attend_prefix(query, key, value, seen, config)
-            x = layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config)
+            found = attention.attend_prefix(query, key, value, seen, config, window)
+            x = layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config, mesh)
     return seen, tuple(prefixes)
 
 
-def _start(prompts: Prompts, sampling: Sampling, prefixes: tuple[caches.Prefix, ...], group: int) -> _Loop:
+def _start(
+    prompts: Prompts, config: ModelConfig, sampling: Sampling, prefixes: tuple[caches.Prefix, ...], group: int
+) -> _Loop:
     count = prompts.tokens.shape[0]
     shape = (count, group, sampling.max_tokens)
+    choices = (config.layers, *shape, config.experts_per_token)
     token = jnp.broadcast_to(arrange.last_token(prompts)[:, None], (count, group))
     return _Loop(
         t=jnp.zeros((), jnp.int32),
@@ -130,6 +135,7 @@ def _start(prompts: Prompts, sampling: Sampling, prefixes: tuple[caches.Prefix, 
         mask=jnp.zeros(shape, bool),
         logp=jnp.zeros(shape, jnp.float32),
         logp_full=jnp.zeros(shape, jnp.float32),
+        experts=jnp.full(choices, experts.NONE, jnp.int32) if config.experts else None,
     )
 
 
@@ -145,7 +151,7 @@ def _decode(fixed: _Fixed, config: ModelConfig, sampling: Sampling, state: _Loop
         return (state.t < end) & ~jnp.all(state.done)
 
     def step(state: _Loop) -> _Loop:
-        logits, new = _read(fixed, config, state, mesh)
+        logits, new, chosen = _read(fixed, config, state, mesh)
         u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.t)))(fixed.keys.reshape(-1))
         shape = state.token.shape
         drawn = (x.reshape(shape) for x in draw(logits, u, sampling))
@@ -162,27 +168,32 @@ def _decode(fixed: _Fixed, config: ModelConfig, sampling: Sampling, state: _Loop
             mask=_put(state.mask, ~state.done, state.t),
             logp=_put(state.logp, logp, state.t),
             logp_full=_put(state.logp_full, logp_full, state.t),
+            experts=_put_choices(state.experts, chosen, state.done, state.t),
         )
 
     return jax.lax.while_loop(going, step, state)
 
 
-def _read(fixed: _Fixed, config: ModelConfig, state: _Loop, mesh) -> tuple[Array, tuple[caches.Cache, ...]]:
-    """Logits f32[P * G, V] after the current token of every row, and the caches with it."""
+def _read(
+    fixed: _Fixed, config: ModelConfig, state: _Loop, mesh
+) -> tuple[Array, tuple[caches.Cache, ...], Array | None]:
+    """Logits f32[P * G, V] after the current token of every row, the caches with it, and its experts."""
     shape = state.token.shape
     position = jnp.broadcast_to(fixed.length[:, None] - 1 + state.t, shape).reshape(-1)
     x = constrain(layers.embed(fixed.params, state.token.reshape(-1), position, config), mesh, ("prompts", None))
-    rotation = layers.angles(position, config, x.dtype)
-    new = []
+    rotations = layers.rotations(position, config, x.dtype)
+    new, chosen = [], []
     for i in range(config.layers):
-        layer = fixed.params["layers"][str(i)]
+        layer, window, rotation = fixed.params["layers"][str(i)], config.window(i), rotations(config.window(i))
         normed = layers.rms_norm(x, layer["attention_norm"], config)
         key, value = (_split(y, shape) for y in layers.key_value(layer, normed, rotation, config))
         new.append(_constrain(caches.write(state.caches[i], key, value, state.t), mesh))
         query = _split(layers.query(layer, normed, rotation, config), shape)
-        found = caches.attend(query, fixed.prefixes[i], fixed.seen, new[i], state.t)
-        x = layers.close(layer, x, found.reshape(-1, *found.shape[2:]), config)
-    return layers.unembed(fixed.params, x, config), tuple(new)
+        limits = {"cap": config.attention_cap, "window": window}
+        found = caches.attend(query, fixed.prefixes[i], fixed.seen, new[i], state.t, **limits)
+        x, own = layers.close_routed(layer, x, found.reshape(-1, *found.shape[2:]), config, mesh=mesh)
+        chosen.append(own)
+    return layers.unembed(fixed.params, x, config), tuple(new), _choices(chosen, shape, config)
 
 
 def draw(logits: Array, u: Array, sampling: Sampling) -> tuple[Array, Array, Array]:
@@ -218,6 +229,21 @@ def _put(x: Array, column: Array, t: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(x, column[:, :, None], t, axis=2)
 
 
+def _put_choices(x: Array | None, chosen: Array | None, done: Array, t: Array) -> Array | None:
+    if x is None or chosen is None:
+        return None
+    chosen = jnp.where(done[None, :, :, None], experts.NONE, chosen)
+    return jax.lax.dynamic_update_slice_in_dim(x, chosen[:, :, :, None], t, axis=3)
+
+
+def _choices(chosen: Sequence[Array | None], shape: tuple[int, ...], config: ModelConfig) -> Array | None:
+    """i32[L, P, G, k] of the choices [P * G, k] of every layer; of layers without experts there are none."""
+    if not config.experts:
+        return None
+    none = jnp.full((*shape, config.experts_per_token), experts.NONE, jnp.int32)
+    return jnp.stack([none if own is None else own.reshape(none.shape) for own in chosen])
+
+
 def _constrain(cache: caches.Cache, mesh) -> caches.Cache:
     return jax.tree.map(lambda x: constrain(x, mesh, ("prompts", "kv_heads", None, None, None)), cache)
 
@@ -240,4 +266,5 @@ def _record(prompts: Prompts, state: _Loop, version: int | Array) -> Rollouts:
         logp=logp,
         logp_full=logp_full,
         version=jnp.broadcast_to(jnp.asarray(version, jnp.int32), rows.shape),
+        experts=None if state.experts is None else state.experts.reshape(-1, *mask.shape, state.experts.shape[-1]),
     )

@@ -1,7 +1,8 @@
 """From logits to tokens: truncation, a sampler that spends one uniform a row, and the log-probabilities of the result.
 
 Everything here is row-local: what happens to a row depends neither on the other rows nor on how many there are. Logits
-come divided by the temperature already. Logits narrower than float32 are widened first: bfloat16 cannot hold the sums.
+come divided by the temperature already. What chooses a token widens logits that are narrower than float32 first:
+bfloat16 cannot hold the sums.
 """
 
 import math
@@ -92,18 +93,22 @@ def log_probs(logits: Array, tokens: Array, keep: Array | None = None) -> tuple[
 
     `logp_full` is under the whole vocabulary; `logp` under the distribution renormalised over `keep` bool[N, V], -inf
     for a token outside it, and the same array as `logp_full` when `keep` is None. ``exp(logp_full - logp)`` is the
-    probability mass that the truncation kept.
+    probability mass that the truncation kept. Both are computed in the dtype of the logits, which the config of a model
+    chooses and its trainer uses too, and come out in float32 at least.
     """
     chex.assert_rank([logits, tokens], [2, 1])
     chex.assert_equal_shape_prefix([logits, tokens], 1)
-    logits = _widened(logits)
     full = _log_prob(logits, tokens)
-    return (full if keep is None else _log_prob(_allowed(logits, keep), tokens)), full
+    if keep is None:
+        return full, full
+    chex.assert_equal_shape([logits, keep])
+    return _log_prob(jnp.where(keep, logits, -jnp.inf), tokens), full
 
 
 def _log_prob(logits: Array, tokens: Array) -> Array:
     """Log softmax of `logits` [N, V] at `tokens` [N]."""
-    return jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
+    found = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
+    return _widened(found)
 
 
 def _first_past(weights: Array, cumulative: Array, target: Array) -> Array:

@@ -6,8 +6,11 @@ tokens recognised, the values never are, whatever they contain.
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from grpo_jax.text.pretrained import PretrainedTokenizer
 from grpo_jax.text.tokenizers import Tokenizer
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -29,10 +32,19 @@ def check_template(template: str, fields: tuple[str, ...], name: str) -> None:
 
 def fill(template: str, values: Mapping[str, str], tokenizer: Tokenizer) -> list[int]:
     """Token ids of `template` with its fields replaced; special tokens only from the template, never from a value."""
-    ids: list[int] = []
-    for index, piece in enumerate(_FIELD.split(template)):
-        if index % 2:
-            ids.extend(tokenizer.encode(values[piece], specials=False))
-        else:
-            ids.extend(tokenizer.encode(piece, specials=True))
-    return ids
+    return fill_all(template, [values], tokenizer)[0].tolist()
+
+
+def fill_all(template: str, values: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """`fill` of one template with many values: i32[tokens] each.
+
+    A published tokenizer is given the whole text of each: where fixed text and value meet, pieces may span both.
+    """
+    pieces = _FIELD.split(template)
+    parts = [[(value[p] if index % 2 else p, index % 2 == 0) for index, p in enumerate(pieces)] for value in values]
+    if isinstance(tokenizer, PretrainedTokenizer):
+        return tokenizer.encode_parts(parts)
+    return [
+        np.array([token for text, ours in row for token in tokenizer.encode(text, specials=ours)], np.int32)
+        for row in parts
+    ]

@@ -16,6 +16,8 @@ from functools import cached_property, lru_cache
 from typing import Protocol
 
 BYTES = 256
+UNKNOWN = "\ufffd"
+"""What an id decodes to that no token has."""
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SPECIAL = ("<pad>", "<eos>", *TAGS)
 
@@ -36,7 +38,17 @@ class Tokenizer(Protocol):
     def eos(self) -> int: ...
 
     @property
+    def stops(self) -> tuple[int, ...]:
+        """Every token that ends a completion, `eos` first."""
+        ...
+
+    @property
     def special(self) -> dict[str, int]: ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the files that the settings only name, or empty."""
+        ...
 
     def encode(self, text: str, specials: bool = False) -> list[int]: ...
 
@@ -47,7 +59,7 @@ class Tokenizer(Protocol):
 class CharacterTokenizer:
     """One id per character of `alphabet`, then one per name in `specials`.
 
-    A character outside the alphabet is a ValueError when encoding, an id outside the vocabulary one when decoding.
+    A character outside the alphabet is a ValueError when encoding; an id past the last token decodes to U+FFFD.
     """
 
     alphabet: str
@@ -86,6 +98,14 @@ class CharacterTokenizer:
     def eos(self) -> int:
         return self.special["<eos>"]
 
+    @property
+    def stops(self) -> tuple[int, ...]:
+        return (self.eos,)
+
+    @property
+    def digest(self) -> str:
+        return ""
+
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Token ids of `text`; special tokens are recognised only when `specials` is True."""
         ids: list[int] = []
@@ -110,15 +130,16 @@ class CharacterTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; a special token is written by its name."""
-        names = (*self.alphabet, *self.specials)
-        return "".join(names[_checked(i, len(names))] for i in ids)
+        names = (*self.alphabet, *self.specials, UNKNOWN)
+        return "".join(names[_checked(i, self.vocab_size)] for i in ids)
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
     """The 256 bytes of UTF-8, then one id per name in `specials`. Any text makes the round trip exactly.
 
-    Bytes that are no valid UTF-8 (a policy may sample them) decode to the replacement character U+FFFD.
+    Bytes that are no valid UTF-8 (a policy may sample them) decode to the replacement character U+FFFD, and so does an
+    id past the last token.
     """
 
     specials: tuple[str, ...] = SPECIAL
@@ -146,6 +167,14 @@ class ByteTokenizer:
     def eos(self) -> int:
         return self.special["<eos>"]
 
+    @property
+    def stops(self) -> tuple[int, ...]:
+        return (self.eos,)
+
+    @property
+    def digest(self) -> str:
+        return ""
+
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Token ids of `text`; special tokens are recognised only when `specials` is True."""
         if not specials:
@@ -169,7 +198,7 @@ class ByteTokenizer:
                 run.append(checked)
                 continue
             parts.append(run.decode("utf-8", errors="replace"))
-            parts.append(self.specials[checked - BYTES])
+            parts.append((*self.specials, UNKNOWN)[checked - BYTES])
             run.clear()
         parts.append(run.decode("utf-8", errors="replace"))
         return "".join(parts)
@@ -206,10 +235,11 @@ def _utf8(text: str) -> bytes:
 
 
 def _checked(token: int, vocab_size: int) -> int:
+    """The id, or `vocab_size` for one that a model with more rows than tokens may draw."""
     index = int(token)
-    if not 0 <= index < vocab_size:
+    if index < 0:
         raise ValueError(
             f"ids: got {index}; allowed are 0 to {vocab_size - 1}; decode only the tokens inside the length of a row,"
             " with the tokenizer that made them"
         )
-    return index
+    return min(index, vocab_size)

@@ -43,6 +43,7 @@ class Gradient:
     microbatches: int = 1
     chunk: int | None = None
     reference: AnyReference = Fixed()
+    replay_experts: bool = True  # a mixture goes through the experts that the sampler chose; False: its own choices
 
     def check(self, prompts: int) -> None:
         """Raise a ValueError unless a batch of `prompts` can be cut and the optimiser can train the model."""
@@ -177,11 +178,12 @@ def statistics(
 ) -> TokenStats:
     """What the policy of `params`, and of what is `frozen`, says of `rows`: log-probabilities, and `want`.
 
-    None is what the recipe asks for and the entropy, which every journal has.
+    None is what the recipe asks for and what every journal has: the entropy, and of a mixture what was replayed.
     """
     if want is None:
         asked = {name for name in objectives.wants(settings.recipe) if name not in OF_THE_RECORD}
-        want = tuple(sorted({*asked, "entropy"}))
+        own = ("entropy",) if rows.rollouts.experts is None else ("entropy", "replaced")
+        want = tuple(sorted({*asked, *own}))
     return logprobs(
         join(params, frozen),
         settings.model,
@@ -192,6 +194,7 @@ def statistics(
         chunk=settings.chunk,
         mesh=mesh,
         reference=None if reference is None else join(reference, frozen),
+        replay=settings.replay_experts,
     )
 
 

@@ -225,6 +225,8 @@ def _trial(params: Params, *, old: Params, mini: Batch, view: _View) -> tuple[Ar
             chunk=settings.chunk,
             mesh=view.mesh,
             reference=join(params, view.frozen),
+            replay=settings.replay_experts,
+            replay_reference=settings.replay_experts,
         )
         assert stats.kl_full is not None
         return loss, share * masked.total(stats.kl_full, rows.mask)
@@ -257,6 +259,7 @@ def _curvature(params: Params, mini: Batch, view: _View) -> Callable[[Params], P
             chunk=settings.chunk,
             mesh=view.mesh,
             frozen=view.frozen,
+            replay=settings.replay_experts,
         )
 
     cut = pieces(len(index), most=count // settings.microbatches, unit=shards)

@@ -191,7 +191,8 @@ def test_the_digest_changes_with_the_file(write: Write):
 
 def test_a_task_is_its_settings(task: Jsonl):
     assert {f.name for f in dataclasses.fields(task)} == {
-        *("path", "prompt_width", "completion_width", "heldout_share", "heldout_path", "prompt", "completion", "labels")
+        *("path", "prompt_width", "completion_width", "heldout_share", "heldout_path", "prompt", "completion"),
+        *("labels", "tokenizer", "chat", "too_long"),
     }
     assert task == Jsonl(task.path, prompt_width=24, completion_width=24)
 

@@ -1,17 +1,22 @@
 """A small model of every family of published models, and of every option that `ModelConfig` has beside them.
 
 Sequences of some ten tokens are longer than the windows here, and within them every frequency of every scaling turns
-visibly. Initial norms are ones and initial biases zeros; `perturbed` makes them numbers that show.
+visibly. Initial norms are ones and initial biases zeros; those of `perturbed` are numbers that show.
 """
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import models
 from grpo_jax.models import ModelConfig, RopeScaling
-from grpo_jax.types import Params
+from grpo_jax.types import Array, Params, Prompts, Rollouts
+
+P, G, S, T = 4, 2, 5, 6
+LENGTHS = (5, 1, 3, 4)
+"""Of the prompts: with completions of T tokens, sequences of up to 11."""
 
 LLAMA = ModelConfig(
     family="LlamaForCausalLM",
@@ -105,14 +110,77 @@ FAMILIES: dict[str, ModelConfig] = {
 
 
 def perturbed(config: ModelConfig, seed: int = 0) -> Params:
-    """Initial parameters, with noise on all that `init` makes ones or zeros: norms, biases, a value head."""
-    params = models.init(jax.random.key(seed), config)
+    """Parameters that are all random, those of norms, biases and value heads too; layers in the layout of `config`."""
     rng = np.random.default_rng(seed)
+    apart = dataclasses.replace(config, stacked=False)
 
-    def noisy(path: tuple, leaf: jax.Array) -> jax.Array:
+    def drawn(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = path[-1].key
-        if not name.endswith(("norm", "bias")) and path[0].key != "critic":
-            return leaf
-        return leaf + jax.numpy.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype)
+        middle = 1.0 if name.endswith("norm") and not config.norm_offset else 0.0
+        spread = {"embed": config.embed_std, "head": config.head_std}.get(name, 0.3)
+        return jnp.asarray(middle + rng.normal(0, spread, leaf.shape), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(noisy, params)
+    params = jax.tree_util.tree_map_with_path(drawn, models.abstract(apart))
+    return models.stack(params) if config.stacked else params
+
+
+def prompts(config: ModelConfig, seed: int = 0) -> Prompts:
+    """P prompts of different lengths, padded with the last token of the vocabulary."""
+    rng = np.random.default_rng(seed)
+    length = np.array(LENGTHS, np.int32)
+    tokens = rng.integers(0, config.vocab, (P, S))
+    tokens = np.where(np.arange(S) < length[:, None], tokens, config.vocab - 1).astype(np.int32)
+    number = np.arange(P, dtype=np.int32)
+    return Prompts(
+        tokens=jnp.asarray(tokens), length=jnp.asarray(length), draw=jnp.asarray(number), row=jnp.asarray(number)
+    )
+
+
+def rows(config: ModelConfig, seed: int = 0) -> Rollouts:
+    """G completions of each prompt, of all lengths from 1 to T."""
+    rng = np.random.default_rng(seed)
+    n = np.arange(P * G, dtype=np.int32)
+    length = jnp.asarray(1 + n % T, jnp.int32)
+    nothing = jnp.zeros((P * G, T))
+    return Rollouts(
+        prompts=prompts(config, seed),
+        prompt=jnp.asarray(n // G),
+        sample=jnp.asarray(n % G),
+        tokens=jnp.asarray(rng.integers(0, config.vocab, (P * G, T)), jnp.int32),
+        length=length,
+        stopped=jnp.zeros(P * G, bool),
+        mask=jnp.arange(T, dtype=jnp.int32)[None] < length[:, None],
+        logp=nothing,
+        logp_full=nothing,
+        version=jnp.zeros(P * G, jnp.int32),
+    )
+
+
+def repeated(params: Params, config: ModelConfig, rollouts: Rollouts) -> Array:
+    """Log-probabilities f[N, T] of the tokens by `forward`, every completion behind its own copy of its prompt."""
+    tokens, valid = lines(rollouts)
+    return chosen(models.forward(params, config, tokens, valid), rollouts)
+
+
+def lines(rollouts: Rollouts) -> tuple[Array, Array]:
+    """Prompt and completion of every row behind each other: tokens i32[N, S + T] and which are there."""
+    asked, width = rollouts.prompts, rollouts.tokens.shape[1]
+    size, start = asked.tokens.shape[1], asked.length[rollouts.prompt][:, None]
+    column = jnp.arange(size + width, dtype=jnp.int32)[None]
+    text = jnp.take_along_axis(rollouts.tokens, jnp.clip(column - start, 0, width - 1), 1)
+    question = asked.tokens[rollouts.prompt][:, jnp.minimum(column[0], size - 1)]
+    return jnp.where(column < start, question, text), column < start + rollouts.length[:, None]
+
+
+def at_completions(x: Array, rollouts: Rollouts) -> Array:
+    """x [N, S + T, ...] of `lines` where the tokens of the completions are predicted: [N, T, ...]."""
+    at = rollouts.prompts.length[rollouts.prompt][:, None] - 1
+    at = at + jnp.arange(rollouts.tokens.shape[1], dtype=jnp.int32)[None]
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def chosen(logits: Array, rollouts: Rollouts) -> Array:
+    """Log-probabilities f[N, T] of the tokens of the completions from logits [N, S + T, V] of `lines`."""
+    logp = jax.nn.log_softmax(at_completions(logits, rollouts), axis=-1)
+    logp = jnp.take_along_axis(logp, rollouts.tokens[:, :, None], axis=2)[:, :, 0]
+    return jnp.where(rollouts.mask, logp, 0)

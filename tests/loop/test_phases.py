@@ -17,6 +17,7 @@ from grpo_jax.objectives import dr_grpo
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.train import init_state
+from tests.laws import tiny
 from tests.system.small_run import DATA, PLAIN, VARIANTS
 
 
@@ -36,6 +37,15 @@ def test_a_stopwatch_accounts_for_every_second():
     assert clock.lap() == {"a": 1.0 + 0.5, "b": 2.0}
     clock.mark("b")
     assert clock.lap() == {"b": 6.5} and clock.lap() == {}
+
+
+def test_the_chunks_of_a_step_are_joined_row_by_row():
+    chosen = np.arange(2 * tiny.P * tiny.G * tiny.T, dtype=np.int32).reshape(2, -1, tiny.T, 1)
+    part = tiny.rows().replace(experts=chosen)
+    both = phases.joined([part, part])
+    np.testing.assert_array_equal(both.experts, np.concatenate([chosen, chosen], axis=1))
+    np.testing.assert_array_equal(both.tokens, np.concatenate([part.tokens, part.tokens]))
+    np.testing.assert_array_equal(both.prompt, np.repeat(np.arange(2 * tiny.P), tiny.G))
 
 
 def ready(experiment: Experiment, pool: Pool | None = None, chunks: int = 1) -> Phases:

@@ -71,7 +71,8 @@ def test_an_array_that_is_not_what_it_says_is_refused():
 
 
 def test_a_step_comes_back_with_every_field(tmp_path: Path):
-    rollouts = tiny.rows().replace(version=np.full(tiny.P * tiny.G, 5, np.int32))
+    chosen = np.arange(3 * tiny.P * tiny.G * tiny.T * 2, dtype=np.int32).reshape(3, -1, tiny.T, 2)
+    rollouts = tiny.rows().replace(version=np.full(tiny.P * tiny.G, 5, np.int32), experts=chosen)
     token = np.random.default_rng(1).normal(size=rollouts.tokens.shape).astype(np.float32)
     reward = tiny.rewards().replace(token=token, components={"accuracy": ODD.repeat(4)})
     scores = {"accuracy": tuple(Score(float(v), "ok", "why\n\u001b[31m") for v in ODD.repeat(4))}

@@ -325,7 +325,7 @@ def plain_divergence(params, reference, rollouts, temperature):
 def test_what_it_cannot_do_is_refused(params):
     rollouts = rollouts_of()
     ask = functools.partial(models.logprobs, params, BASE, rollouts)
-    with pytest.raises(ValueError, match=r"want has worth, .* entropy, hidden, kl_full, sum_pi_squared, value"):
+    with pytest.raises(ValueError, match=r"want has worth, .* entropy, .*, replaced, sum_pi_squared, value"):
         ask(temperature=1.0, want=("worth",))
     with pytest.raises(ValueError, match="want has kl_full but reference is None"):
         ask(temperature=1.0, want=("kl_full",))

@@ -16,6 +16,7 @@ from grpo_jax.rewards.text import (
     accuracy,
     compare_twins,
     find_answer,
+    find_result,
     r1_format,
     score,
     status_counts,
@@ -342,6 +343,59 @@ def test_a_line_may_state_how_its_answer_is_compared():
         stated("1", "1", {"match": 3})
     with pytest.raises(ValueError, match=r"match: got 'near'; allowed are .*'stated'"):
         accuracy(record("<answer>8</answer>"), match="near")
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "value", "status"),
+    [
+        ("so </think><answer>1/2</answer>", r"\frac{1}{2}", 1.0, "ok"),
+        (r"so </think>The answer is $\boxed{\frac12}$.", "0.5", 1.0, "ok"),
+        (r"</think><answer>$\boxed{0.5}$</answer>", "1/2", 1.0, "ok"),
+        (r"</think><answer>3</answer> \boxed{2}", "2", 0.0, "ok"),  # the tags say what the answer is
+        (r"\boxed{2} no: \boxed{3}", "3", 1.0, "ok"),
+        (r"\boxed{3} </think> I am not sure", "3", 0.0, "unparsable"),  # a box inside the thought is no answer
+        ("the answer is 3", "3", 0.0, "unparsable"),
+        (r"\boxed{}", "3", 0.0, "unparsable"),
+        (r"\boxed{" + "1" * 2000 + "}", "3", 0.0, "unparsable"),
+        ("</think><answer>5 apples</answer>", "5", 1.0, "ok"),
+        ("</think><answer>(1, 3)</answer>", "(1, 2)", 0.0, "ok"),
+    ],
+)
+def test_mathematical_answers_are_read_from_tags_or_boxes(completion: str, answer: str, value: float, status: str):
+    got = accuracy(record(completion, answer), match="math")
+    assert (got.value, got.status) == (value, status)
+
+
+def test_a_right_answer_that_mathematics_cannot_read_is_an_error_of_the_data():
+    with pytest.raises(ValueError, match="is not an answer to read"):
+        accuracy(record("<answer>1</answer>", "$$"), match="math")
+
+
+def test_mathematical_answers_are_equal_up_to_the_tolerance():
+    given = record("<answer>(3.14, 1)</answer>", "(3.1416, 1)")
+    assert [accuracy(given, match="math", tolerance=t).value for t in (0.0, 1e-3, 1e-4)] == [0.0, 1.0, 0.0]
+
+
+def test_a_box_that_was_closed_counts_even_where_the_completion_was_cut_off():
+    assert find_result(record(r"\boxed{7} and so", stopped=False)) == "7"
+    assert find_result(record(r"<answer>7 \boxed{8", stopped=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("completion", "strict", "spaces"),
+    [
+        ("t</think><answer>1</answer>", 1, 1),
+        ("t</think>\n<answer>1</answer>", 0, 1),
+        ("<think>t</think>\n\n<answer>\n1\n</answer>\n", 0, 1),
+        ("t</think> so <answer>1</answer>", 0, 0),
+        ("t</think>\n<answer>1</answer> bye", 0, 0),
+        ("<think><think>t</think><answer>1</answer>", 0, 0),
+        ("t</think>\n<answer> </answer>", 0, 0),
+        ("t</think></think>\n<answer>1</answer>", 0, 0),
+    ],
+)
+def test_tags_that_are_text_may_have_white_space_between_them(completion: str, strict: int, spaces: int):
+    assert r1_format(record(completion)) == strict and r1_format(record(completion), spaces=True) == spaces
 
 
 def test_worker_processes_see_the_metadata_that_this_process_sees():

@@ -211,7 +211,10 @@ SETTINGS = [
     ("sampling.stop=999", r"sampling\.stop: got 999, allowed are ids of tokens, 0 to 261"),
     ("sampling.max_tokens=13", r"sampling\.max_tokens: got 13, allowed up to 12"),
     ("model.positions=20", r"model\.positions: got 20, allowed >= 32 for prompts of 20 .*: set model\.positions=32"),
-    ("model.activation=gel", "model.activation: got 'gel', allowed silu, gelu, relu: write for instance gelu"),
+    (
+        "model.activation=gel",
+        "model.activation: got 'gel', allowed silu, gelu, gelu_exact, relu: write for instance gelu",
+    ),
     ("model.compute_dtype=floaty", "compute_dtype is 'floaty'; allowed are names of float types"),
     ("recipe.parts.0.term=dapo", r"parts\.0\.term: got 'dapo', but this setting holds the function ppo_clip with"),
     (
@@ -457,7 +460,7 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_again(again: Path, ca
 def process(*arguments: str, wrapped: str = '"$@"', **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, started by a line of `wrapped`."""
     command = [sys.executable, "-m", "grpo_jax", *arguments]
-    paths = {"PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         ["bash", "-c", wrapped, "bash", *command],
         env={**os.environ, **paths, **environment},
@@ -498,7 +501,7 @@ LONG = ["--set", "train.steps=2000", "--set", "evaluation.every=2000", "--set", 
 
 def stopped(number: int, when: Callable[[], bool]) -> tuple[int, str]:
     """Code and stderr of a run that gets the signal `number` as soon as `when` says so."""
-    root = str(Path(cli.__file__).parents[1])
+    root = str(Path(cli.__file__).parents[2])
     paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "grpo_jax", *train(), *LONG]
     with subprocess.Popen(
