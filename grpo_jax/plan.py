@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from grpo_jax import report
-from grpo_jax.experiment import Experiment, settings, step_settings
-from grpo_jax.footprint import footprint, told
+from grpo_jax.experiment import Experiment, settings
+from grpo_jax.footprint import memory
 from grpo_jax.loop.setup import judge, problems, workers
+from grpo_jax.models import abstract, divide, trained
 from grpo_jax.rewards.text import Record, Scores
-from grpo_jax.train import init_state
 
 MEGABYTE = 1e6
 
@@ -23,23 +23,27 @@ def sizes(experiment: Experiment) -> dict[str, float]:
 
     Shapes are worked out without making an array; MB are 10^6 bytes over all devices together.
     """
-    train, data = experiment.train, experiment.data
-    state = jax.eval_shape(lambda: init_state(experiment.seed, step_settings(experiment).gradient))
-
-    def megabytes(tree: object) -> float:
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / MEGABYTE
-
+    train, data, model = experiment.train, experiment.data, experiment.model
+    whole = abstract(model)
+    own, _ = divide(whole, trained(model, train.frozen))
+    kept = memory(experiment)
+    parameters = kept["trained parameters"].whole + kept["frozen parameters"].whole
     return {
         "P": train.prompts,
         "G": train.group_size,
         "N": train.prompts * train.group_size,
         "S": data.prompt_width,
         "T": experiment.sampling.max_tokens,
-        "V": experiment.model.vocab,
-        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
-        "parameters_mb": megabytes(state.params),
-        "optimizer_mb": megabytes(state.opt_state),
+        "V": model.vocab,
+        "parameters": _count(whole),
+        "trained": _count(own),
+        "parameters_mb": parameters / MEGABYTE,
+        "optimizer_mb": kept["optimiser state"].whole / MEGABYTE,
     }
+
+
+def _count(tree: object) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def demonstration(experiment: Experiment) -> tuple[Record, tuple[int, ...]]:
@@ -77,9 +81,7 @@ def preview(experiment: Experiment) -> Preview:
     """
     heldout = problems(experiment)
     lines = [f"{name} = {value}" for name, value in settings(experiment).items()]
-    devices = math.prod((experiment.mesh or {}).values())
-    lines += ["", *_sized(sizes(experiment)), told(footprint(experiment), devices=devices)]
-    lines += [f"{heldout.length.shape[0]} held-out problems", ""]
+    lines += ["", *_sized(sizes(experiment)), *_kept(experiment), f"{heldout.length.shape[0]} held-out problems", ""]
     shown, trouble = _scored(experiment)
     return Preview("\n".join([*lines, *shown]) + "\n", trouble)
 
@@ -87,11 +89,18 @@ def preview(experiment: Experiment) -> Preview:
 def _sized(found: Mapping[str, float]) -> list[str]:
     shapes = ", ".join(f"{letter} = {found[letter]}" for letter in "PGNSTV")
     words = "P prompts, G samples each, N rows, S and T tokens of prompt and completion, V vocabulary"
-    return [
-        f"{found['parameters']:,} parameters",
-        f"{shapes}  ({words})",
-        f"memory: parameters {found['parameters_mb']:.3f} MB, optimiser state {found['optimizer_mb']:.3f} MB",
-    ]
+    part = "" if found["trained"] == found["parameters"] else f", of which {found['trained']:,} are trained"
+    return [f"{found['parameters']:,} parameters{part}", f"{shapes}  ({words})"]
+
+
+def _kept(experiment: Experiment) -> list[str]:
+    """What a run keeps at a time, a line each."""
+    mesh, found = experiment.mesh, memory(experiment)
+    lines = ["memory, MB of 10^6 bytes:" if mesh is None else f"memory, MB of 10^6 bytes, mesh {dict(mesh)}:"]
+    for name, size in found.items():
+        device = "" if mesh is None else f", {size.device / MEGABYTE:.3f} on a device"
+        lines.append(f"  {name} {size.whole / MEGABYTE:.3f}{device}")
+    return lines
 
 
 def _right(experiment: Experiment) -> tuple[Record, tuple[int, ...], str]:

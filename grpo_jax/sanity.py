@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.advantages import fields_read, learns_alone
@@ -45,6 +46,7 @@ def check(experiment: Any) -> None:
     _check_difficulty(experiment)
     trained(experiment.model, experiment.train.frozen)
     _check_reference(experiment)
+    _check_master(experiment)
 
 
 def _numbers(prefix: str, group: Any) -> Iterator[tuple[str, type, Any]]:
@@ -260,6 +262,20 @@ def _check_reference(experiment: Any) -> None:
             f"train.reference: got {rule}, allowed is Fixed() with a recipe that compares the policy with no reference:"
             " take a recipe with a penalty, such as grpo(beta=0.04), or leave it out"
         )
+
+
+def _check_master(experiment: Any) -> None:
+    """Master weights are for parameters of fewer digits."""
+    model, warm = experiment.model, experiment.warm_start
+    trained_in = model.param_dtype if model.lora is None else model.lora.dtype
+    given = [("optimizer", experiment.optimizer, trained_in)]
+    given += [] if warm is None else [("warm_start.optimizer", warm.optimizer, model.param_dtype)]
+    for path, optimizer, dtype in given:
+        if getattr(optimizer, "master", False) and jnp.dtype(dtype).itemsize >= 4:
+            raise ValueError(
+                f"{path}.master: got True with parameters trained in {dtype}, allowed False: they are their own master;"
+                " leave it out, or set model.param_dtype=bfloat16 (model.lora.dtype with adapters)"
+            )
 
 
 def _check_mesh(experiment: Any) -> None:

@@ -125,12 +125,18 @@ def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> Tra
     shape = jax.tree.structure(state.params)
 
     def lay(part: Any) -> Any:
-        return place_params(part, model, mesh) if jax.tree.structure(part) == shape else replicate(part, mesh)
+        alike = jax.tree.structure(part) == shape and jax.tree.all(jax.tree.map(_same_shape, part, state.params))
+        # Rows and columns that stand for a matrix are small, and whole everywhere.
+        return place_params(part, model, mesh) if alike else replicate(part, mesh)
 
     opt_state = jax.tree.map(lay, state.opt_state, is_leaf=lambda x: jax.tree.structure(x) == shape)
     rest = replicate(state.replace(params={}, opt_state=(), reference=None), mesh)
     reference = None if state.reference is None else place_params(state.reference, model, mesh)
     return rest.replace(params=lay(state.params), opt_state=opt_state, reference=reference)
+
+
+def _same_shape(one: Array, other: Array) -> bool:
+    return one.shape == other.shape
 
 
 def place_params(params: Params, model: ModelConfig, mesh: Mesh | None) -> Params:

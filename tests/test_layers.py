@@ -39,7 +39,7 @@ STEPS = (
             *("folder", "heldout", "samples", "loop", "report", "alerts", "display"),
         ),
     ),
-    ("5 looking at runs", ("plan", "revisit", "exchange", "show", "ablation", "contrast")),
+    ("5 looking at runs", ("footprint", "plan", "revisit", "exchange", "show", "ablation", "contrast")),
     ("6 command line", ("endings", "cli", "__main__")),
 )
 NAMES_OF_THE_PACKAGE_ITSELF = {"STARTED", "__version__"}

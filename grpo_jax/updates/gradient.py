@@ -11,6 +11,7 @@ import optax
 
 from grpo_jax import metrics, objectives
 from grpo_jax.models import ModelConfig, join, logprobs
+from grpo_jax.models.layers import accumulator
 from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
 from grpo_jax.updates import batches
@@ -226,11 +227,11 @@ def _accumulate(
         return piece(mini)
     parts = batches.split(mini, settings.microbatches)
     shape = jax.eval_shape(piece, jax.tree.map(lambda x: x[0], parts))[0]
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, accumulator(s.dtype)), shape)
 
     def add(total: Piece, part: Batch) -> tuple[Piece, Array]:
         more, logp = piece(part)
-        return jax.tree.map(jnp.add, total, more), logp
+        return jax.tree.map(lambda t, m: t + m.astype(t.dtype), total, more), logp
 
     total, logp = jax.lax.scan(add, zero, parts)
     return total, jnp.swapaxes(logp, 0, 1).reshape(mini.mask.shape)

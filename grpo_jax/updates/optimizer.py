@@ -1,5 +1,6 @@
 """Settings of the ways to update, and the optax transformation that those of a gradient stand for."""
 
+import typing
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 
 from grpo_jax.models import without_critic
 from grpo_jax.models.critic import CRITIC
+from grpo_jax.updates.moments import SLOWEST, Moments, adam, mastered, widened
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -24,6 +26,9 @@ class Optimizer:
     The parameters of a critic learn at `critic_rate` times that rate, and are clipped by a norm of their own, as by an
     optimiser of their own; in the first `critic_warmup` updates the policy stays as it is, while its averages of
     gradients begin and the schedule of its rate runs.
+
+    `moments` says in how many bytes averages of gradients are kept (`updates.moments`). With `master` the optimiser has
+    the parameters in float32 too, and those of the model, in bfloat16, are their rounding.
     """
 
     learning_rate: float = 1e-6
@@ -37,13 +42,25 @@ class Optimizer:
     clip_norm: float = 1.0
     critic_rate: float = 1.0
     critic_warmup: int = 0
+    moments: Moments = "float32"
+    master: bool = False
 
     def __post_init__(self) -> None:
         _check(self, positive=("learning_rate", "eps"), averages=("b1", "b2"))
+        kinds = typing.get_args(Moments)
+        if self.moments not in kinds:
+            raise ValueError(f"optimizer.moments: got {self.moments!r}, allowed {', '.join(kinds)}: name one of them")
+        if self.moments == "bfloat16" and self.b2 > SLOWEST:
+            raise ValueError(
+                f"optimizer.b2: got {self.b2} with moments in bfloat16, allowed 0 <= b2 <= {SLOWEST}: an average that"
+                " falls more slowly is rounded to what it was; lower b2, or set moments to float32 or factored"
+            )
 
     def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """What turns a clipped gradient into a step, at the learning rate `rate`."""
-        return optax.adamw(rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
+        direction = adam(self.b1, self.b2, self.eps, self.moments)
+        decay = optax.add_decayed_weights(self.weight_decay)
+        return widened(optax.chain(direction, decay, optax.scale_by_learning_rate(rate)))
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,8 @@ class TrustRegion:
                 raise ValueError(f"optimizer.{name}: got {getattr(self, name)}, allowed {allowed}")
 
 
+_WORDS = ("schedule", "moments", "master")
+"""Settings that are no numbers."""
 AnyOptimizer = Optimizer | SGD | TrustRegion
 
 
@@ -132,7 +151,7 @@ def _check(settings: Optimizer | SGD, *, positive: tuple[str, ...], averages: tu
                 f"optimizer.{name}: got {getattr(settings, name)}, allowed 0 <= {name} < 1: set 0 for no average over"
                 " updates"
             )
-    for name in {field.name for field in fields(settings)} - {*positive, *averages, "schedule"}:
+    for name in {field.name for field in fields(settings)} - {*positive, *averages, *_WORDS}:
         if not getattr(settings, name) >= 0:
             raise ValueError(f"optimizer.{name}: got {getattr(settings, name)}, allowed >= 0: set 0 to switch it off")
 
@@ -163,9 +182,10 @@ def build(settings: AnyOptimizer, updates: int, *, critic: bool | None = None) -
         raise ValueError("optimizer: got TrustRegion, allowed Optimizer, SGD: its step is no function of the gradient")
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     rule = settings.rule(learning_rate(settings, updates))
-    if critic is None:
-        return _promoting(optax.chain(clip, rule))
-    return _promoting(optax.chain(_apart(clip), rule, _roles(settings, taught=critic)))
+    whole = optax.chain(clip, rule)
+    if critic is not None:
+        whole = optax.chain(_apart(clip), rule, _roles(settings, taught=critic))
+    return _promoting(mastered(whole) if isinstance(settings, Optimizer) and settings.master else whole)
 
 
 def _apart(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -174,6 +194,8 @@ def _apart(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     def update(updates: Any, state: optax.OptState, params: optax.Params | None = None) -> tuple:
         del params
         policy: Any = inner.update(without_critic(updates), state)[0]
+        if CRITIC not in updates:  # it is frozen
+            return policy, state
         return {**policy, CRITIC: inner.update(updates[CRITIC], state)[0]}, state
 
     return optax.GradientTransformation(inner.init, update)
@@ -191,8 +213,8 @@ def _roles(settings: Optimizer | SGD, *, taught: bool) -> optax.GradientTransfor
         del params
         moves = state.count >= wait
         policy = jax.tree.map(lambda step: jnp.where(moves, step, jnp.zeros_like(step)), without_critic(updates))
-        critic = jax.tree.map(lambda step: step * rate, updates[CRITIC])
-        return {**policy, CRITIC: critic}, optax.ScaleByScheduleState(count=state.count + 1)
+        critic = {CRITIC: jax.tree.map(lambda step: step * rate, updates[CRITIC])} if CRITIC in updates else {}
+        return {**policy, **critic}, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
 

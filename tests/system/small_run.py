@@ -120,6 +120,16 @@ VARIANTS = {
         model=dataclasses.replace(PLAIN.model, lora=LoRA(rank=2, alpha=4.0)),
         mesh={"data": 2, "fsdp": 4},
     ),
+    "few bytes": dataclasses.replace(
+        PLAIN,
+        model=dataclasses.replace(PLAIN.model, param_dtype="bfloat16"),
+        optimizer=dataclasses.replace(PLAIN.optimizer, moments="bfloat16", master=True),
+    ),
+    "factored on a mesh": dataclasses.replace(
+        PLAIN,
+        optimizer=dataclasses.replace(PLAIN.optimizer, moments="factored"),
+        mesh={"data": 2, "fsdp": 4},
+    ),
     "twins": dataclasses.replace(
         PLAIN, text_rewards={"accuracy": (always, 1.0), "digits": (digits_in_text, 0.25)}, warm_start=None
     ),

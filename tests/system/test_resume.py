@@ -203,7 +203,7 @@ def test_a_finished_run_is_finished(uninterrupted: Callable[[str], Path]):
     "variant",
     [
         *("plain", "penalty", "text", "cold", "mesh", "roles", "critic", "critic on a mesh", "trust"),
-        *("frozen", "lora", "replaced", "averaged lora on a mesh"),
+        *("frozen", "lora", "replaced", "averaged lora on a mesh", "few bytes"),
     ],
 )
 def test_every_kind_of_run_survives_every_kind_of_kill(variant: str, tmp_path: Path):
