@@ -18,7 +18,7 @@ from grpo_jax.compiled import compiled
 from grpo_jax.experiment import Experiment, step_settings
 from grpo_jax.loop.phases import Phases, Stopwatch
 from grpo_jax.loop.setup import judge, workers
-from grpo_jax.models import ModelConfig, join, logprobs
+from grpo_jax.models import AnyModel, join, logprobs
 from grpo_jax.objectives import Comparison, Conflict, Recipe
 from grpo_jax.rewards.guards import FailureLimit
 from grpo_jax.train import advantage, collect, first_memory, host, label, look_rows, looks, make_batch, start
@@ -54,7 +54,7 @@ def forward(
     rows: Rollouts,
     *,
     reference: Params,
-    model: ModelConfig,
+    model: AnyModel,
     settings: Gradient,
     want: tuple[str, ...],
     frozen: Params | None = None,

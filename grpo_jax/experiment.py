@@ -11,7 +11,7 @@ from typing import Literal
 from grpo_jax import objectives, sanity
 from grpo_jax.data import Difficulty, Task
 from grpo_jax.dynamic import Dynamic
-from grpo_jax.models import ModelConfig
+from grpo_jax.models import AnyModel
 from grpo_jax.objectives import Recipe
 from grpo_jax.rewards.text import TextRewards
 from grpo_jax.sampling import Sampling
@@ -147,7 +147,7 @@ class Experiment:
 
     name: str
     data: Task
-    model: ModelConfig
+    model: AnyModel
     sampling: Sampling
     recipe: Recipe
     text_rewards: TextRewards

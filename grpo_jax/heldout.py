@@ -17,7 +17,7 @@ from grpo_jax.compiled import compiled
 from grpo_jax.data import Task, records
 from grpo_jax.experiment import OWN_SET, Experiment
 from grpo_jax.lifeline import DataError
-from grpo_jax.models import ModelConfig
+from grpo_jax.models import AnyModel
 from grpo_jax.questions import Questions, together
 from grpo_jax.rewards.pool import Pool
 from grpo_jax.rewards.text import (
@@ -45,7 +45,7 @@ class Judge:
     """What evaluates the policies of a run; all of it is fixed."""
 
     task: Task
-    model: ModelConfig
+    model: AnyModel
     sampling: Sampling
     text_rewards: TextRewards
     reward: TokenReward | None
@@ -119,7 +119,7 @@ def answer_rows(
     sample: Array,
     temperature: Array,
     *,
-    model: ModelConfig,
+    model: AnyModel,
     sampling: Sampling,
     reward: TokenReward | None,
     mesh: Mesh | None,

@@ -160,6 +160,8 @@ def _changed(old: Mapping[str, Any], kinds: Mapping[str, Any], tree: _Tree, wher
 def keywords_of(bound: functools.partial) -> tuple[dict[str, Any], dict[str, Any]]:
     """Annotations and present values of what can be bound by name."""
     function: Any = bound.func
+    if isinstance(function, type):  # a metaclass may hide what its classes are made from
+        function = function.__init__
     parameters = inspect.signature(function).parameters.values()
     free = [p for p in parameters if p.kind == p.KEYWORD_ONLY or p.name in bound.keywords]
     empty = inspect.Parameter.empty

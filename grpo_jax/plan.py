@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from grpo_jax import report
+from grpo_jax.data import Jsonl
 from grpo_jax.experiment import Experiment, settings
 from grpo_jax.footprint import memory
 from grpo_jax.loop.setup import judge, problems, workers
@@ -81,9 +82,22 @@ def preview(experiment: Experiment) -> Preview:
     """
     heldout = problems(experiment)
     lines = [f"{name} = {value}" for name, value in settings(experiment).items()]
-    lines += ["", *_sized(sizes(experiment)), *_kept(experiment), f"{heldout.length.shape[0]} held-out problems", ""]
+    lines += ["", *_sized(sizes(experiment)), *_kept(experiment), f"{heldout.length.shape[0]} held-out problems"]
+    lines += [*_dropped(experiment), ""]
     shown, trouble = _scored(experiment)
     return Preview("\n".join([*lines, *shown]) + "\n", trouble)
+
+
+def _dropped(experiment: Experiment) -> list[str]:
+    """How many lines of the data are left out because they are too long."""
+    task = experiment.data
+    if not isinstance(task, Jsonl) or task.too_long != "drop":
+        return []
+    every = len(task.dropped) + len(task.lines)
+    return [
+        f"{len(task.dropped)} of {every} lines dropped and {task.unshown} solutions not shown (data.too_long): prompts"
+        f" have up to {task.prompt_width} tokens, completions {task.completion_width}"
+    ]
 
 
 def _sized(found: Mapping[str, float]) -> list[str]:

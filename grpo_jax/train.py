@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 from grpo_jax import advantages, groups, objectives
 from grpo_jax import metrics as measure
 from grpo_jax.groups import Memory
-from grpo_jax.models import ModelConfig, axes, init, join, like, logprobs, without_critic
+from grpo_jax.models import AnyModel, axes, init, join, like, logprobs, without_critic
 from grpo_jax.sampling import Sampling, generate
 from grpo_jax.sharding import place, replicate
 from grpo_jax.types import Array, Batch, Collected, Metrics, Params, Prompts, Reward, Rollouts, Seen, TrainState
@@ -115,7 +115,7 @@ def first_memory(settings: Gradient) -> dict[str, Array]:
     return {**advantages.initial_memory(recipe.grouping), **advantages.initial_memory(recipe.advantage)}
 
 
-def place_state(state: TrainState, model: ModelConfig, mesh: Mesh | None) -> TrainState:
+def place_state(state: TrainState, model: AnyModel, mesh: Mesh | None) -> TrainState:
     """`state` on the mesh: parameters and what the optimiser keeps of each by their rules, the rest everywhere.
 
     Without a mesh: on the first device, committed to it. A restored state is placed too, so it meets the same programs.
@@ -139,7 +139,7 @@ def _same_shape(one: Array, other: Array) -> bool:
     return one.shape == other.shape
 
 
-def place_params(params: Params, model: ModelConfig, mesh: Mesh | None) -> Params:
+def place_params(params: Params, model: AnyModel, mesh: Mesh | None) -> Params:
     """Any part of the parameters on the mesh, by the rules of the whole; without a mesh on the first device."""
     if mesh is None:
         return jax.device_put(params, jax.local_devices()[0])
@@ -208,7 +208,7 @@ def sample_rows(
     key: Array,
     step: Array,
     *,
-    model: ModelConfig,
+    model: AnyModel,
     sampling: Sampling,
     group_size: int,
     mesh: Mesh | None = None,
@@ -251,7 +251,7 @@ def look_rows(
     reference: Params | None,
     rollouts: Rollouts,
     *,
-    model: ModelConfig,
+    model: AnyModel,
     temperature: float,
     want: tuple[str, ...],
     group_size: int,

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import grpo_jax.testing
+from tests.text import published
 
 CHECKS = sorted(name for name in grpo_jax.testing.__all__ if name.startswith("check_"))
 PAGES = (
     "testing",
+    "own_model",
     pytest.param("compare_gradients", marks=pytest.mark.slow),
     pytest.param("estimators", marks=pytest.mark.slow),
     pytest.param("from_policy_gradient_to_grpo", marks=pytest.mark.slow),
@@ -33,3 +35,17 @@ def test_its_python_runs(root: Path, tmp_path: Path, page: str):
     script.write_text("\n\n".join(blocks), encoding="utf-8")
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_text_runs_on_a_small_tokenizer(root: Path, tmp_path: Path):
+    published.write(tmp_path / "model", "qwen3")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n{"prompt": "1+2?", "answer": "3"}\n')
+    blocks = BLOCK.findall((root / "docs/text.md").read_text(encoding="utf-8"))
+    assert len(blocks) == 3
+    (tmp_path / "page.py").write_text("\n\n".join(blocks), encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "<|im_start|>assistant\n<think>\n" in ended.stdout

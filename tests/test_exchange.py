@@ -34,7 +34,8 @@ def test_a_checkpoint_is_written_with_its_adapters_added_and_without_its_critic(
 ):
     lora = LoRA(rank=2, alpha=6.0, targets=("layers/0/query",))
     config = dataclasses.replace(small_run.EXPERIMENT.model, **ROTARY, critic="head", lora=lora)
-    whole, asked = numbered(config), []
+    whole: dict[str, Any] = {**numbered(config)}
+    asked: list[Any] = []
     apart = {name: whole["layers"]["0"].pop(f"query_lora_{name}") for name in "ab"}
     adapters = {"layers": {"0": {f"query_lora_{name}": apart[name] for name in "ab"}}}
     params, frozen = {"critic": whole.pop("critic"), **adapters}, whole  # what was trained, and the rest

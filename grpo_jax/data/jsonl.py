@@ -1,9 +1,9 @@
-r"""Questions and answers from a JSONL file, in R1 style, on bytes.
+r"""Questions and answers from a JSONL file, in R1 style, on bytes or on the tokens of a published model.
 
 A line is ``{"prompt": str, "answer": str, "solution": str (optional), ...}``; other keys are metadata. The policy
-reads ``question\n<think>``; a demonstration for the warm start, made from the lines that have a solution, is
-``solution</think><answer>answer</answer><eos>``. Everything is validated when the task is made: an error names file
-and line.
+reads ``question\n<think>``, or the question in the chat template of its tokenizer; a demonstration for the warm start,
+made from the lines that have a solution, is ``solution</think><answer>answer</answer>`` and the token of the end.
+Everything is validated and encoded once, when the task is made: an error names file and line.
 
 The order of an epoch is a permutation computed from (seed, epoch), one element at a time, so that the prompt of draw k
 is a function of (seed, k): epoch ``k // n``, element ``k % n`` of the n lines of the split.
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,8 @@ class Jsonl:
     chat: Chat | None = None
     """With it the policy reads the question in the chat template of a published tokenizer, and not in `prompt`."""
     too_long: Literal["refuse", "drop"] = "refuse"
-    """What becomes of a line whose prompt is wider than `prompt_width`: the run is refused, or the line left out."""
+    """What becomes of lines that do not fit: the run is refused, or those with too long a prompt or answer are left out
+    (`dropped`) and solutions that are too long not shown (`unshown`). Nothing is ever cut."""
 
     def __post_init__(self) -> None:
         self._check_settings()
@@ -64,12 +65,18 @@ class Jsonl:
     @cached_property
     def lines(self) -> tuple[Line, ...]:
         """Every line of the one or two files, validated; with ``too_long="drop"`` those that fit."""
-        return tuple(line for line, fits in zip(self._every, self._fits, strict=True) if fits)
+        return self._encoded.lines
 
-    @cached_property
+    @property
     def dropped(self) -> tuple[Line, ...]:
-        """The lines that ``too_long="drop"`` leaves out."""
-        return tuple(line for line, fits in zip(self._every, self._fits, strict=True) if not fits)
+        """The lines that ``too_long="drop"`` leaves out: their prompt or their answer does not fit."""
+        return self._encoded.dropped
+
+    @property
+    def unshown(self) -> int:
+        """Lines whose solution ``too_long="drop"`` does not demonstrate, because it does not fit."""
+        solved = sum(line.solution is not None for line in self.lines)
+        return solved - int(self._encoded.shown.sum())
 
     @property
     def digest(self) -> str:
@@ -130,12 +137,12 @@ class Jsonl:
             )
         numbers = check_draws(draws, "train")
         chosen = _in_epochs(rows, seed, _DEMONSTRATION, numbers)
-        ids = [self._completions[row] for row in chosen.tolist()]
+        ids = [self._encoded.completions[row] for row in chosen.tolist()]
         return Demonstrations(self._prompts(chosen, numbers), *self._padded(ids, self.completion_width))
 
     def gold(self, prompts: Prompts) -> list[list[int] | None]:
         """Token ids of a right completion of every prompt: its solution, where it has one, and its answer."""
-        return [self._completions[row].tolist() for row in np.asarray(prompts.row).tolist()]
+        return [self._encoded.completions[row].tolist() for row in np.asarray(prompts.row).tolist()]
 
     def read_prompt(self, text: str) -> tuple[list[int], int | None]:
         """Ids of a question put into the template; its row where a line of the data asks the same."""
@@ -159,11 +166,15 @@ class Jsonl:
         return [self.lines[row].metadata for row in np.asarray(prompts.row).tolist()]
 
     def text_rewards(
-        self, *, format_weight: float = 0.2, match: str = "exact", tolerance: float = 0.0
+        self, *, format_weight: float = 0.2, match: str = "exact", tolerance: float = 0.0, spaces: bool = False
     ) -> text.TextRewards:
-        """Name -> (function, weight): 1 for the right answer plus `format_weight` for the format."""
+        """Name -> (function, weight): 1 for the right answer plus `format_weight` for the format.
+
+        `spaces` allows white space between the tags: what a published model writes, to which they are text.
+        """
         accuracy = partial(text.accuracy, match=match, tolerance=tolerance)
-        return {"accuracy": (accuracy, 1.0), "format": (text.r1_format, format_weight)}
+        form = partial(text.r1_format, spaces=True) if spaces else text.r1_format
+        return {"accuracy": (accuracy, 1.0), "format": (form, format_weight)}
 
     @cached_property
     def _heldout_class(self) -> np.ndarray:
@@ -184,7 +195,7 @@ class Jsonl:
 
     @cached_property
     def _solved_rows(self) -> np.ndarray:
-        return np.array([row for row in self._train_rows if self.lines[row].solution is not None], np.int64)
+        return self._train_rows[self._encoded.shown[self._train_rows]]
 
     @cached_property
     def _heldout_rows(self) -> np.ndarray:
@@ -202,22 +213,32 @@ class Jsonl:
         return (*read_lines(self.path, tags), *held)
 
     @cached_property
-    def _every_prompt(self) -> list[np.ndarray]:
-        return self._asked([line.prompt for line in self._every])
+    def _encoded(self) -> "_Encoded":
+        """The lines with their ids, all of them encoded once."""
+        every = self._every
+        prompts = self._asked([line.prompt for line in every])
+        completions = self._said([(line.solution or "", line.answer) for line in every])
+        shown = [line.solution is not None for line in every]
+        fits = [True] * len(every)
+        if self.too_long == "drop":
+            wide = [row for row, ids in enumerate(completions) if len(ids) > self.completion_width]
+            # The answer alone can still be right, and GRPO needs no solution.
+            for row, ids in zip(wide, self._said([("", every[row].answer) for row in wide]), strict=True):
+                completions[row], shown[row] = ids, False
+            limits = (self.prompt_width, self.completion_width)
+            fits = [len(p) <= limits[0] and len(c) <= limits[1] for p, c in zip(prompts, completions, strict=True)]
+        kept = [row for row, fit in enumerate(fits) if fit]
+        return _Encoded(
+            lines=tuple(every[row] for row in kept),
+            dropped=tuple(line for line, fit in zip(every, fits, strict=True) if not fit),
+            prompts=[prompts[row] for row in kept],
+            completions=[completions[row] for row in kept],
+            shown=np.array([shown[row] for row in kept], bool),
+        )
 
-    @cached_property
-    def _fits(self) -> list[bool]:
-        return [self.too_long != "drop" or len(ids) <= self.prompt_width for ids in self._every_prompt]
-
-    @cached_property
-    def _questions(self) -> list[np.ndarray]:
-        """i32[tokens] of the prompt of every line."""
-        return [ids for ids, fits in zip(self._every_prompt, self._fits, strict=True) if fits]
-
-    @cached_property
-    def _completions(self) -> list[np.ndarray]:
-        """i32[tokens] of a right completion of every line, the stop token included."""
-        values = [{"solution": line.solution or "", "answer": line.answer} for line in self.lines]
+    def _said(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+        """i32[tokens] of completions made of a solution and an answer each, the stop token included."""
+        values = [{"solution": solution, "answer": answer} for solution, answer in pairs]
         end = np.array([self.tokenizer.eos], np.int32)
         return [np.concatenate([ids, end]) for ids in fill_all(self.completion, values, self.tokenizer)]
 
@@ -228,7 +249,7 @@ class Jsonl:
         return self.chat.encode(questions, _published(self.tokenizer))
 
     def _prompts(self, rows: np.ndarray, numbers: np.ndarray) -> Prompts:
-        tokens, length = self._padded([self._questions[row] for row in rows.tolist()], self.prompt_width)
+        tokens, length = self._padded([self._encoded.prompts[row] for row in rows.tolist()], self.prompt_width)
         label = {name: codes[rows] for name, codes in self._codes.items()}
         return numpy_prompts(tokens, length, numbers, rows, label)
 
@@ -271,12 +292,13 @@ class Jsonl:
     def _check_lengths(self) -> None:
         if not self.lines:
             raise BadData(
-                f"{self.path}: every prompt is longer than {self.prompt_width} tokens, so that all {len(self._every)}"
-                " lines were dropped; allowed is a width that some fit in; raise prompt_width"
+                f"{self.path}: all {len(self.dropped)} lines were dropped, because they do not fit in prompts of"
+                f" {self.prompt_width} and completions of {self.completion_width} tokens; allowed are widths that some"
+                " fit in; raise prompt_width or completion_width"
             )
         for what, every, name, width in (
-            ("prompt", self._questions, "prompt_width", self.prompt_width),
-            ("solution and answer", self._completions, "completion_width", self.completion_width),
+            ("prompt", self._encoded.prompts, "prompt_width", self.prompt_width),
+            ("solution and answer", self._encoded.completions, "completion_width", self.completion_width),
         ):
             longest = max(map(len, every))
             wide = [line for line, ids in zip(self.lines, every, strict=True) if len(ids) > width]
@@ -285,7 +307,8 @@ class Jsonl:
                     raise BadData(
                         f"{line.path}:{line.number}: {what} of {len(ids)} tokens with the template; allowed are at most"
                         f" {width}; shorten it or set {name}={len(ids)}"
-                        + (f" ({len(wide)} lines are too long, {name}={longest} fits all)" if len(wide) > 1 else "")
+                        + (f" ({len(wide)} lines are too long; {name}={longest} fits all)" if len(wide) > 1 else "")
+                        + ', or leave out what does not fit: too_long="drop"'
                     )
 
     def _check_split(self) -> None:
@@ -306,6 +329,14 @@ class Jsonl:
             raise BadData(
                 f"{self.path}: all {len(self.lines)} lines are held out; lower heldout_share or add lines to the file"
             )
+
+
+class _Encoded(NamedTuple):
+    lines: tuple[Line, ...]
+    dropped: tuple[Line, ...]
+    prompts: list[np.ndarray]  # i32[tokens] each
+    completions: list[np.ndarray]  # i32[tokens] each, the stop token included
+    shown: np.ndarray  # bool[lines], True where the completion has a solution
 
 
 def _published(tokenizer: Tokenizer) -> PretrainedTokenizer:

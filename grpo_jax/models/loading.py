@@ -1,13 +1,15 @@
 """Published weights into parameters: all is checked before it is read, and a process reads what its devices hold."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import os
 import threading
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from grpo_jax.models.critic import CRITIC, from_policy
 from grpo_jax.models.names import Part, parts
 from grpo_jax.models.parts import join
 from grpo_jax.models.published import read_config
-from grpo_jax.models.safetensors import DTYPES, Index, brief, empty, read_open
+from grpo_jax.models.safetensors import DTYPES, Index, brief, cast, empty, read_open
 from grpo_jax.models.source import Placed
 from grpo_jax.models.stored import is_stored, restore
 from grpo_jax.models.table import abstract, adapters, axes, stack
@@ -29,6 +31,9 @@ from grpo_jax.types import Array, Params
 
 READABLE = ("F32", "F16", "BF16")
 """Dtypes of tensors that are read as weights. Integers and 8-bit floats are quantised, with scales of their own."""
+
+LARGE = 2**27
+"""Bytes of memory from which on threads take turns with it instead of each having its own."""
 
 
 def load(
@@ -115,8 +120,28 @@ def _equal(one: Placed, other: Placed, *, step: int = 2**24) -> bool:
         )
 
 
+class _Cut(NamedTuple):
+    """A part of a parameter: which tensors it is made of, what of each, and how that becomes the part."""
+
+    tensors: list[Part]
+    index: Index  # of every tensor, apart
+    shape: tuple[int, ...]  # of what is read: tensors first
+    leading: tuple[int, ...]  # the axes of layers and experts, which `tensors` runs over
+    back: tuple[int, ...]
+
+    def view(self, memory: np.ndarray) -> np.ndarray:
+        """The part, as a view of the memory that was read into."""
+        ahead = len(self.leading)
+        apart = memory.reshape(*self.leading, *self.shape[1:])
+        return apart.transpose(*range(ahead), *(ahead + axis for axis in self.back))
+
+
 class _Reader:
-    """Reads parameters; several at a time, in threads."""
+    """Reads parameters; several at a time, in threads.
+
+    A matrix is read as it lies in the file, and JAX takes over a transposed view of that: it transposes as fast as it
+    copies. The memory in between is used again; what JAX may keep as it is (a view that is in order) gets its own.
+    """
 
     def __init__(
         self, config: ModelConfig, wanted: Mapping[str, list[Part]], found: Mapping[str, Placed], mesh: Mesh | None
@@ -126,8 +151,9 @@ class _Reader:
         self._shapes = abstract(config)
         self._mesh = mesh
         self._files: dict[Path, int] = {}
-        self._large = threading.Lock()
-        self._own = threading.local()
+        self._of_thread = threading.local()
+        self._of_all = types.SimpleNamespace()
+        self._turn = threading.Lock()
 
     def tree(self) -> Params:
         leaves, structure = jax.tree_util.tree_flatten_with_path(self._shapes)
@@ -136,59 +162,72 @@ class _Reader:
         if self._mesh is not None:
             layouts = jax.tree.leaves(sharding_tree(axes(self._config), self._shapes, self._mesh))
         order = sorted(range(len(names)), key=lambda i: -math.prod(leaves[i][1].shape))
-        done: list[Any] = [None] * len(names)
+        pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
             for file in {placed.file for placed in self._found.values()}:
                 self._files[file] = os.open(file, os.O_RDONLY)
-            with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                waiting = {i: pool.submit(self._array, names[i], leaves[i][1].shape, layouts[i]) for i in order}
-                for i, result in waiting.items():
-                    done[i] = result.result()
+            waiting = {i: pool.submit(self._array, names[i], leaves[i][1].shape, layouts[i]) for i in order}
+            done = [waiting[i].result() for i in range(len(names))]
         finally:
+            pool.shutdown(cancel_futures=True)
             for file in self._files.values():
                 os.close(file)
         return jax.tree.unflatten(structure, done)
 
     def _array(self, name: str, shape: tuple[int, ...], layout: Sharding | None) -> Array:
-        if layout is not None:
-            return jax.make_array_from_callback(shape, layout, lambda index: self._read(name, shape, index or ()))
-        return jax.device_put(self._read(name, shape, tuple(slice(0, size) for size in shape)))
+        if layout is None:
+            return self._whole(self._cut(name, tuple((0, size) for size in shape)))
+        seen: dict[tuple, np.ndarray] = {}
 
-    def _read(self, name: str, shape: tuple[int, ...], index: Index) -> np.ndarray:
-        """What `index` selects of a parameter, as a host array or a view of one."""
-        bounds = [cut.indices(size) for cut, size in zip(index, shape, strict=True)]
-        stacked = self._config.stacked and name.startswith("layers/")
-        layers = [f"layers/{i}/{name.removeprefix('layers/')}" for i in range(*bounds[0])] if stacked else [name]
-        inner = bounds[1:] if stacked else bounds
-        made_of = self._wanted[layers[0]]
-        single = made_of[0].expert is None
-        experts = [None] if single else list(range(*inner[0]))
-        inner = inner if single else inner[1:]
-        first = made_of[0]
-        cuts = tuple(slice(*inner[axis][:2]) for axis in first.order)
-        counts = tuple(cut.stop - cut.start for cut in cuts)
-        leading = (len(layers),) * stacked + (() if single else (len(experts),))
-        out = empty((math.prod(leading), *counts), self._dtype)
-        place = 0
-        for layer in layers:
-            for expert in experts:
-                self._fill(self._wanted[layer][expert or 0], cuts, out[place])
-                place += 1
-        view = out.reshape(*leading, *counts)
-        ahead = len(leading)
-        return view.transpose(*range(ahead), *(ahead + axis for axis in first.back))
+        def part(index: Index | None) -> np.ndarray:
+            bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index or (), shape, strict=True))
+            if bounds not in seen:
+                cut = self._cut(name, bounds)
+                seen[bounds] = cut.view(self._fill(cut, empty(cut.shape, self._dtype)))
+            return seen[bounds]
 
-    def _fill(self, part: Part, cuts: Index, out: np.ndarray) -> None:
-        file, tensor = self._found[part.name]
-        if tensor.dtype == out.dtype:
-            read_open(self._files[file], tensor, cuts, part.apart, out)
-            return
-        raw = read_open(self._files[file], tensor, cuts, part.apart)
-        with np.errstate(over="raise"):
-            try:
-                out[...] = raw.astype(out.dtype)
-            except FloatingPointError:
-                raise ValueError(
-                    f"param_dtype: got {out.dtype}, which cannot hold the numbers of {part.name}, stored as"
-                    f" {tensor.dtype}: take float32 or bfloat16"
-                ) from None
+        return jax.make_array_from_callback(shape, layout, part)
+
+    def _whole(self, cut: _Cut) -> Array:
+        memory = empty(cut.shape, self._dtype)
+        if cut.view(memory).flags.c_contiguous:
+            return jax.device_put(cut.view(self._fill(cut, memory)))
+        with self._reused(memory.nbytes) as again:
+            memory = again.view(self._dtype).reshape(cut.shape)
+            return jax.block_until_ready(jax.device_put(cut.view(self._fill(cut, memory))))
+
+    @contextlib.contextmanager
+    def _reused(self, size: int) -> Iterator[np.ndarray]:
+        """Bytes to read into, which the next one overwrites: the thread's own, or, where they are many, of all."""
+        with self._turn if size > LARGE else contextlib.nullcontext():
+            holder = self._of_all if size > LARGE else self._of_thread
+            held = getattr(holder, "memory", None)
+            if held is None or held.size < size:
+                held = holder.memory = empty((size,), np.dtype(np.uint8))
+            yield held[:size]
+
+    def _cut(self, name: str, bounds: Sequence[tuple[int, int]]) -> _Cut:
+        """The part of a parameter between `bounds` of each of its axes."""
+        leading, names = (), [name]
+        if self._config.stacked and name.startswith("layers/"):
+            (first, last), *bounds = bounds
+            names = [f"layers/{i}/{name.removeprefix('layers/')}" for i in range(first, last)]
+            leading = (last - first,)
+        tensors = [self._wanted[one] for one in names]
+        if tensors[0][0].expert is not None:
+            (first, last), *bounds = bounds
+            tensors = [made_of[first:last] for made_of in tensors]
+            leading = (*leading, last - first)
+        flat = [part for made_of in tensors for part in made_of]
+        index = tuple(slice(*bounds[axis]) for axis in flat[0].order)
+        return _Cut(flat, index, (len(flat), *(cut.stop - cut.start for cut in index)), leading, flat[0].back)
+
+    def _fill(self, cut: _Cut, out: np.ndarray) -> np.ndarray:
+        for part, place in zip(cut.tensors, out, strict=True):
+            file, tensor = self._found[part.name]
+            if tensor.dtype == out.dtype:
+                read_open(self._files[file], tensor, cut.index, part.apart, place)
+            else:
+                raw = read_open(self._files[file], tensor, cut.index, part.apart)
+                place[...] = cast(raw, out.dtype, what=part.name)
+        return out

@@ -16,6 +16,7 @@ from grpo_jax.models import attention, critic, decoder, layers
 from grpo_jax.models import replay as replays
 from grpo_jax.models.arrange import arrange, prefix, shifted
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.own import OwnModel
 from grpo_jax.sharding import BATCH_AXES, constrain
 from grpo_jax.types import Array, Params, Prompts, Rollouts, TokenStats
 
@@ -90,7 +91,7 @@ def logprobs(
     return TokenStats(**stats)
 
 
-def chunk_of(config: ModelConfig) -> int:
+def chunk_of(config: ModelConfig | OwnModel) -> int:
     """Tokens whose logits are computed at a time where nobody says."""
     return max(1024, _LOGITS // config.vocab)
 

@@ -159,6 +159,20 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+def cast(array: np.ndarray, dtype: np.dtype, *, what: str) -> np.ndarray:
+    """`array` in another float dtype, rounded to nearest; itself where it has that dtype.
+
+    Raises ValueError, which calls it `what`, where a finite number becomes infinite.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        found = array.astype(dtype)
+    if jnp.finfo(dtype).max < jnp.finfo(array.dtype).max and np.any(np.isinf(found) & ~np.isinf(array)):
+        raise ValueError(f"{what}: got numbers in {array.dtype} that {dtype} cannot hold: take float32 or bfloat16")
+    return found
+
+
 def write(
     path: str | os.PathLike,
     layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],

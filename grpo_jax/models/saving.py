@@ -21,7 +21,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import without_critic
 from grpo_jax.models.names import Part, parts
 from grpo_jax.models.published import to_fields
-from grpo_jax.models.safetensors import parse_object, write
+from grpo_jax.models.safetensors import cast, parse_object, write
 from grpo_jax.models.table import abstract
 from grpo_jax.types import Array, Params
 
@@ -178,13 +178,7 @@ class _Writer:
         array = self._leaf(parameter)
         array = array if part.expert is None else array[part.expert]
         host = _host(array).transpose(part.order).reshape(part.shape)
-        with np.errstate(over="raise"):
-            try:
-                yield host.astype(self._dtype, copy=False)
-            except FloatingPointError:
-                raise ValueError(
-                    f"dtype: got {self._dtype}, which cannot hold the numbers of {parameter}: take float32 or bfloat16"
-                ) from None
+        yield cast(host, self._dtype, what=parameter)
 
     def _leaf(self, name: str) -> Array:
         if name in self._leaves:

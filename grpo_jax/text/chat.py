@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -75,28 +74,29 @@ class Chat:
 
     def _rendered(self, questions: Sequence[str], tokenizer: PretrainedTokenizer) -> list[str]:
         """The chats as text in which control tokens of questions are broken by a mark."""
-        source = self._source(tokenizer)
         variables = {**tokenizer.variables, "tools": None, "documents": None, **self.options}
-        shared = json.dumps({"template": source, "variables": {**variables, "add_generation_prompt": True}})
-        chats = [self._messages(question, tokenizer) for question in questions]
-        probe = _probe(shared, self.date, json.dumps([self._messages(_PROBE, tokenizer)]))
-        if _PROBE not in probe:
-            raise ValueError(
-                f"{tokenizer.path}: the chat template leaves the question out: {probe[:200]!r}; allowed is one that"
-                " shows the message of the user: choose another with chat.template, or correct the template"
-            )
+        variables["add_generation_prompt"] = True
+        given = {"template": self._source(tokenizer), "variables": variables, "date": self.date}
+        chats = [self._messages(question, tokenizer) for question in (_PROBE, *questions)]
         texts: list[str] = []
         for start in range(0, len(chats), TOGETHER):
-            texts += _render(shared, self.date, chats[start : start + TOGETHER])
-        wanted = tokenizer.controls(probe)
-        for question, text in zip(questions, texts, strict=True):
-            if (found := tokenizer.controls(text)) != wanted:
+            texts += _render(given, chats[start : start + TOGETHER])
+        if _PROBE not in texts[0]:
+            raise ValueError(
+                f"{tokenizer.path}: the chat template leaves the question out: {texts[0][:200]!r}; allowed is one that"
+                " shows the message of the user: choose another with chat.template, or correct the template"
+            )
+        wanted = tokenizer.controls(texts[0])
+        for question, chat, text in zip(questions, chats[1:], texts[1:], strict=True):
+            found = tokenizer.controls(text)
+            lost = renamed.MARK in chat[-1]["content"] and renamed.MARK not in text
+            if found != wanted or lost:
                 raise ValueError(
-                    f"question: got {question[:80]!r}, with which the chat template writes {len(found)} control tokens"
-                    f" where it writes {len(wanted)} around others; allowed are questions that it only quotes: change"
-                    " or remove this one"
+                    f"question: got {question[:80]!r}, around which the chat template writes the control tokens"
+                    f" {found[:20]} and not {wanted[:20]}; allowed are questions that it only quotes: change or remove"
+                    " this one"
                 )
-        return [text + self.prefix for text in texts]
+        return [text + self.prefix for text in texts[1:]]
 
     def _messages(self, question: str, tokenizer: PretrainedTokenizer) -> list[dict[str, str]]:
         asked = self.question.replace("{prompt}", question)
@@ -120,22 +120,10 @@ class Chat:
         return known[name]
 
 
-@lru_cache(maxsize=64)
-def _probe(shared: str, date: str, chats: str) -> str:
-    return _render(shared, date, json.loads(chats))[0]
-
-
-def _render(shared: str, date: str, chats: Sequence[Sequence[Mapping]]) -> list[str]:
-    """What the program makes of the chats, with the template and the variables that are `shared`."""
+def _render(given: Mapping, chats: Sequence[Sequence[Mapping]]) -> list[str]:
+    """What the program makes of the chats, with the template, the variables and the date that are `given`."""
     seconds = SECONDS + int(SECONDS_A_CHAT * len(chats))
-    request = {
-        **json.loads(shared),
-        "date": date,
-        "chats": chats,
-        "path": sys.path,
-        "seconds": seconds,
-        "megabytes": MEGABYTES,
-    }
+    request = {**given, "chats": chats, "path": sys.path, "seconds": seconds, "megabytes": MEGABYTES}
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-B", str(_PROGRAM)],
@@ -146,11 +134,11 @@ def _render(shared: str, date: str, chats: Sequence[Sequence[Mapping]]) -> list[
             check=False,
         )
         said = json.loads(done.stdout) if done.returncode == 0 else {"failed": _why(done, seconds)}
-    except (subprocess.TimeoutExpired, ValueError):
-        said = {"failed": f"it did not end within {30 * seconds} seconds"}
+    except subprocess.TimeoutExpired:
+        said = {"failed": f"a template that does not end within {30 * seconds} seconds"}
     if "texts" not in said:
         raise ValueError(f"chat template: got {_clean(said['failed'])}; {_remedy(said['failed'])}")
-    return said["texts"]
+    return list(said["texts"])
 
 
 def _why(done: subprocess.CompletedProcess[bytes], seconds: int) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo_jax.models.source import checked_file
+
 TOKENS = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
@@ -44,7 +46,7 @@ def read(folder: Path) -> Files:
 
     Raises ValueError with the name of the file for one that is missing, too large or of the wrong form.
     """
-    if not (folder / TOKENS).is_file():
+    if not _there(folder / TOKENS):
         there = sorted(path.name for path in folder.iterdir())[:20] if folder.is_dir() else "no such folder"
         raise ValueError(
             f"tokenizer: got {str(folder)!r} without {TOKENS} ({there}); allowed is a folder with {TOKENS}, as a fast"
@@ -53,7 +55,7 @@ def read(folder: Path) -> Files:
     digest = hashlib.sha256()
     config, special = _object(folder / CONFIG, digest), _object(folder / SPECIAL, digest)
     generation = _object(folder / GENERATION, digest)
-    if not (folder / GENERATION).is_file():
+    if not _there(folder / GENERATION):
         model = _object(folder / MODEL)
         generation = {name: model[name] for name in ("eos_token_id", "pad_token_id") if name in model}
         digest.update(json.dumps(generation, sort_keys=True).encode())
@@ -68,7 +70,7 @@ def tokens(found: Files) -> dict:
 
 def _object(path: Path, digest: "hashlib._Hash | None" = None, largest: int = LARGEST_OTHER) -> dict:
     """The JSON object that the file holds; {} where there is none. Its bytes go into the digest."""
-    if not path.is_file():
+    if not _there(path):
         return {}
     data = _bytes(path, largest)
     if digest is not None:
@@ -85,7 +87,14 @@ def _object(path: Path, digest: "hashlib._Hash | None" = None, largest: int = LA
     return found
 
 
+def _there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
 def _bytes(path: Path, largest: int) -> bytes:
+    """The content of a file, which lies in its folder or in the cache of the Hub that the folder is of."""
+    home = path.parent.parent if path.parent.name in TEMPLATES else path.parent
+    path = checked_file(home, str(path.relative_to(home)))
     size = path.stat().st_size
     if size > largest:
         raise ValueError(f"{path}: got {size:,} bytes; allowed are {largest:,}: this is no file of a tokenizer")
@@ -94,9 +103,9 @@ def _bytes(path: Path, largest: int) -> bytes:
 
 def _templates(folder: Path, config: Mapping, digest: "hashlib._Hash") -> dict[str, str]:
     """The chat templates by name: those in files, or else those of the configuration."""
-    paths = {DEFAULT: folder / TEMPLATE} if (folder / TEMPLATE).is_file() else {}
+    paths = {DEFAULT: folder / TEMPLATE} if _there(folder / TEMPLATE) else {}
     for name in TEMPLATES:
-        paths |= {path.stem: path for path in sorted((folder / name).glob("*.jinja")) if path.is_file()}
+        paths |= {path.stem: path for path in sorted((folder / name).glob("*.jinja"))}
     if not paths:
         return _stated(folder / CONFIG, config.get("chat_template"))
     found = {}

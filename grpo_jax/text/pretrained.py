@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from grpo_jax.models.source import locate
 from grpo_jax.text import files, renamed
 from grpo_jax.text.files import Files
 
@@ -26,7 +27,7 @@ Parts = Sequence[tuple[str, bool]]
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """The tokenizer in a folder, as `transformers` saves it; it fulfils `grpo_jax.text.Tokenizer`.
+    """The tokenizer in a folder, as `transformers` saves it, or on the Hub; it fulfils `grpo_jax.text.Tokenizer`.
 
     The roles of tokens come from tokenizer_config.json, then special_tokens_map.json, then generation_config.json.
     Raises ValueError for files that are missing or damaged, for a role that is named nowhere and for a token that is
@@ -38,9 +39,11 @@ class PretrainedTokenizer:
     """Name of the token that ends a demonstration; None: the one that the files name."""
     pad_token: str | None = None
     """Name of the token that fills up; None: the one that the files name, or else that of the end."""
+    revision: str | None = None
+    """Branch, tag or commit where `path` is a name on the Hub."""
 
     def __post_init__(self) -> None:
-        _ = self.eos, self.pad, self.bos, self.stops
+        _ = self._roles
 
     @property
     def digest(self) -> str:
@@ -57,45 +60,25 @@ class PretrainedTokenizer:
         """Highest id + 1. Models have this many rows or more."""
         return self._loaded.beyond
 
-    @cached_property
+    @property
     def eos(self) -> int:
         """The token that ends a demonstration."""
-        name = self.eos_token or files.role(self._files, "eos_token")
-        if name is not None:
-            return self._id("eos_token", name)
-        listed = files.ids(self._files, "eos_token_id")
-        if not listed:
-            raise ValueError(
-                f"{self._files.folder}: no file names the token that ends a text; allowed is a name in"
-                f' {files.CONFIG}: give it, PretrainedTokenizer(path, eos_token="...")'
-            )
-        return listed[0]
+        return self._roles.eos
 
-    @cached_property
+    @property
     def pad(self) -> int:
         """The token that fills up; masks come from lengths, so it may be that of the end."""
-        name = self.pad_token or files.role(self._files, "pad_token")
-        if name is not None:
-            return self._id("pad_token", name)
-        return next(iter(files.ids(self._files, "pad_token_id")), self.eos)
+        return self._roles.pad
 
-    @cached_property
+    @property
     def bos(self) -> int | None:
         """The token that begins a text, where there is one."""
-        name = files.role(self._files, "bos_token")
-        return None if name is None else self._id("bos_token", name)
+        return self._roles.bos
 
-    @cached_property
+    @property
     def stops(self) -> tuple[int, ...]:
         """Every token that ends a completion, that of demonstrations first: what `Sampling.stop` should hold."""
-        found = tuple(dict.fromkeys((self.eos, *files.ids(self._files, "eos_token_id"))))
-        wrong = [token for token in found if not 0 <= token < self.vocab_size]
-        if wrong:
-            raise ValueError(
-                f"{self._files.folder}: eos_token_id: got {wrong[0]}; allowed are ids of tokens, 0 to"
-                f" {self.vocab_size - 1}: correct {files.GENERATION}"
-            )
-        return found
+        return self._roles.stops
 
     @property
     def special(self) -> dict[str, int]:
@@ -156,21 +139,56 @@ class PretrainedTokenizer:
 
     @cached_property
     def _files(self) -> Files:
-        return files.read(Path(self.path))
+        return files.read(locate(self.path, revision=self.revision))
 
     @cached_property
     def _loaded(self) -> renamed.Loaded:
-        wanted = {name for name in (self.eos_token, self.pad_token) if name is not None}
-        return renamed.load(renamed.Source(self._files.digest, frozenset(wanted), self._files))
+        wanted = frozenset() if self.eos_token is None else frozenset([self.eos_token])
+        return renamed.load(renamed.Source(self._files.digest, wanted, self._files))
+
+    @cached_property
+    def _roles(self) -> "_Roles":
+        found = self._files
+        listed = files.ids(found, "eos_token_id")
+        end = self.eos_token or files.role(found, "eos_token")
+        if end is None and not listed:
+            raise ValueError(
+                f"{found.folder}: no file names the token that ends a text; allowed is a name in {files.CONFIG}: give"
+                ' it, PretrainedTokenizer(path, eos_token="...")'
+            )
+        eos = listed[0] if end is None else self._id("eos_token", end)
+        filling = self.pad_token or files.role(found, "pad_token")
+        beginning = files.role(found, "bos_token")
+        pads = [*files.ids(found, "pad_token_id"), eos]
+        roles = _Roles(
+            eos=eos,
+            pad=pads[0] if filling is None else self._id("pad_token", filling),
+            bos=None if beginning is None else self._id("bos_token", beginning),
+            stops=tuple(dict.fromkeys((eos, *listed))),
+        )
+        wrong = [token for token in (*roles.stops, roles.pad) if not 0 <= token < self.vocab_size]
+        if wrong:
+            raise ValueError(
+                f"{found.folder}: eos_token_id or pad_token_id: got {wrong[0]}; allowed are ids of tokens, 0 to"
+                f" {self.vocab_size - 1}: correct {files.GENERATION}"
+            )
+        return roles
 
     def _id(self, role: str, name: str) -> int:
-        found = self._loaded.control.get(name)
+        found = self._loaded.control.get(name, self._loaded.backend.token_to_id(name))
         if found is None:
             raise ValueError(
                 f"{self._files.folder}: {role}: got {name!r}, which is no token of {files.TOKENS}; allowed are its"
                 f" tokens, such as {', '.join(list(self._loaded.control)[:8])}: correct {files.CONFIG}, or give {role}"
             )
         return found
+
+
+class _Roles(NamedTuple):
+    eos: int
+    pad: int
+    bos: int | None
+    stops: tuple[int, ...]
 
 
 def _sound(text: str) -> str:

@@ -41,7 +41,7 @@ def hidden(token: int) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What decides the changed copy; the files stand for themselves by their digest."""
+    """What decides the changed copy: the files, by their digest, and names that are special besides."""
 
     digest: str
     wanted: frozenset[str]
@@ -79,7 +79,7 @@ def load(source: Source) -> Loaded:
     backend.add_special_tokens([_BEYOND])
     _check(backend, control, added, beyond, where)
     every = _any({entry["content"] for entry in added} | control.keys())
-    starts = re.compile(f"(?={_any(control).pattern}).", re.DOTALL)
+    starts = _any(control, "{}(?={})")
     return Loaded(backend, names, control, every, starts, beyond)
 
 
@@ -92,9 +92,16 @@ def _library() -> Any:
         ) from None
 
 
-def _any(names: Iterable[str]) -> re.Pattern[str]:
-    """Matches one of `names`, the longest of those that begin at one place; none of no names."""
-    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)")
+def _any(names: Iterable[str], form: str = "{}(?:{})") -> re.Pattern[str]:
+    """Matches one of `names`, the longest of those that begin at one place; none of no names.
+
+    Alternatives stand behind their first character, in the `form` given, so that a search passes over other characters
+    at once however many names there are.
+    """
+    by_first: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (-len(name), name)):
+        by_first.setdefault(name[0], []).append(re.escape(name[1:]))
+    return re.compile("|".join(form.format(re.escape(c), "|".join(rest)) for c, rest in by_first.items()) or "(?!)")
 
 
 def _added(content: Mapping, found: Files, where: Path) -> list[dict]:
@@ -106,7 +113,8 @@ def _added(content: Mapping, found: Files, where: Path) -> list[dict]:
         names = {entry["content"] for entry in known}
         extra = [{**_PLAIN_TOKEN, **entry, "id": int(token)} for token, entry in more.items()]
         known += sorted((entry for entry in extra if entry["content"] not in names), key=lambda entry: entry["id"])
-        sound = all(isinstance(entry["content"], str) and isinstance(entry["id"], int) for entry in known)
+        sound = all(entry["content"] and isinstance(entry["content"], str) for entry in known)
+        sound = sound and all(isinstance(entry["id"], int) and entry["id"] >= 0 for entry in known)
     except (AttributeError, KeyError, TypeError, ValueError):
         sound, known = False, []
     if not sound:
@@ -135,12 +143,10 @@ def _names(content: Mapping, added: Sequence[Mapping], where: Path) -> dict[int,
 def _control(added: Sequence[Mapping], names: Mapping[int, str], source: Source) -> dict[str, int]:
     """Control tokens by name: marked as special, with a role, ending a completion, or written by the chat template."""
     found = source.found
-    roles = (
-        {name for role in files.ROLES if (name := files.role(found, role)) is not None}
-        | source.wanted
-        | files.listed(found)
-    )
-    stops = {names[token] for token in files.ids(found, "eos_token_id", "pad_token_id") if token in names}
+    # Padding may be an ordinary token, which text may then hold: masks come from lengths.
+    roles = {files.role(found, role) for role in files.ROLES if role != "pad_token"}
+    roles |= source.wanted | files.listed(found)
+    stops = {names[token] for token in files.ids(found, "eos_token_id") if token in names}
     literal = "\n".join(found.templates.values())
     control = {entry["content"]: entry["id"] for entry in added if entry.get("special")}
     for entry in added:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from grpo_jax import metrics, objectives
-from grpo_jax.models import ModelConfig, join, logprobs
+from grpo_jax.models import AnyModel, join, kind_of, logprobs
 from grpo_jax.models.layers import accumulator
 from grpo_jax.sharding import global_norm
 from grpo_jax.types import Array, Batch, Metrics, Params, TokenStats, TrainState
@@ -32,7 +32,7 @@ class Gradient:
     says how the policy that a penalty compares with moves.
     """
 
-    model: ModelConfig
+    model: AnyModel
     recipe: objectives.Recipe
     optimizer: AnyOptimizer
     group_size: int
@@ -57,6 +57,11 @@ class Gradient:
                 f"train.prompts: got {prompts}, which {self.minibatches} minibatches x {self.microbatches}"
                 f" micro-batches do not divide; the nearest valid numbers are {' and '.join(map(str, near))}: change"
                 " train.prompts or the splits"
+            )
+        if isinstance(self.optimizer, TrustRegion) and kind_of(self.model).fisher is None:
+            raise ValueError(
+                f"optimizer: got TrustRegion for a {type(self.model).__name__}, whose curvature nobody can tell,"
+                " allowed are Optimizer and SGD: take one of these, or a ModelConfig"
             )
         if isinstance(self.optimizer, TrustRegion) and self.model.critic is not None:
             raise ValueError(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.models import ModelConfig, attention
+from tests.laws import tiny
 
 P, G, J, R, C = 2, 3, 2, 2, 4
 CONFIG = ModelConfig(vocab=2, width=2, layers=1, heads=J * R, kv_heads=J, head_width=C, hidden=2)
@@ -21,7 +22,7 @@ def arrays(size, width):
     return query, (prefix[0], prefix[1]), (own[0], own[1])
 
 
-def alone(query, prefix, own, seen):
+def alone(query, prefix, own, seen, config=CONFIG, window=0):
     """Every completion with its own copy of the prefix and the keys it may see written out, by jnp.einsum on heads."""
     key, value = (
         jnp.repeat(jnp.concatenate([jnp.repeat(a[:, None], G, axis=1), b], axis=2), R, axis=3)
@@ -31,7 +32,16 @@ def alone(query, prefix, own, seen):
     before = jnp.broadcast_to(seen[:, None, None, None, :], (P, 1, 1, width, seen.shape[1]))
     after = jnp.broadcast_to(jnp.tril(jnp.ones((width, width), bool)), (P, 1, 1, width, width))
     scores = jnp.einsum("pgthc,pgshc->pghts", query, key)
-    scores = jnp.where(jnp.concatenate([before, after], axis=4), scores, -jnp.inf)
+    if config.attention_cap:
+        scores = config.attention_cap * jnp.tanh(scores / config.attention_cap)
+    mask = jnp.concatenate([before, after], axis=4)
+    if window:
+        start = jnp.sum(seen, axis=1, dtype=jnp.int32)[:, None]
+        asking = start + jnp.arange(width, dtype=jnp.int32)[None]
+        place = jnp.broadcast_to(jnp.arange(seen.shape[1], dtype=jnp.int32), seen.shape)
+        ago = asking[:, :, None] - jnp.concatenate([place, asking], axis=1)[:, None]
+        mask = mask & (ago < window)[:, None, None]
+    scores = jnp.where(mask, scores, -jnp.inf)
     return jnp.einsum("pghts,pgshc->pgthc", jax.nn.softmax(scores, axis=-1), value)
 
 
@@ -59,6 +69,47 @@ def test_sharing_a_prompt_changes_neither_value_nor_gradient():
         jax.tree.map(
             lambda a, b, name=name: np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(name)), shared, repeated
         )
+
+
+def test_caps_and_windows_are_those_of_each_completion_alone():
+    """A prefix that is joined, and one that is shared by a window that is data, and by both passes back.
+
+    Windows end in the prefix; the half of it that is padding is not counted by them.
+    """
+    capped = dataclasses.replace(CONFIG, attention_cap=1.5)
+    cases = {
+        "joined": (capped, (4, 3), 4, 4),
+        "shared": (capped, (9, 3), 4, jnp.int32(4)),
+        "plain, no cap": (dataclasses.replace(CONFIG, backward="plain"), (9, 3), 5, 5),
+    }
+
+    def both(config, shape, window, given):
+        inputs, size = arrays(*shape), shape[0]
+        seen = jnp.arange(size)[None] < jnp.array([size, size // 2])[:, None]
+
+        def value(inputs, shared):
+            query, prefix, own = inputs
+            if shared:
+                found = attention.attend_group(query, prefix, own, seen, config, given)
+            else:
+                found = alone(query, prefix, own, seen, config, window)
+            return jnp.sum(jnp.sin(found)), found
+
+        return [jax.grad(value, has_aux=True)(inputs, shared) for shared in (True, False)]
+
+    found = jax.jit(lambda: {name: both(*case) for name, case in cases.items()}, compiler_options=tiny.QUICK)()
+    for name, (shared, repeated) in found.items():
+        jax.tree.map(
+            lambda a, b, name=name: np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name), shared, repeated
+        )
+
+
+def test_within_a_prefix_a_window_lets_the_last_tokens_through():
+    """Keys 0, so that all that are seen weigh the same; values 0 1 2 3: means of the last two."""
+    nothing, value = jnp.zeros((1, 4, 4, 4)), jnp.broadcast_to(jnp.arange(4.0)[None, :, None, None], (1, 4, 2, 4))
+    seen = jnp.ones((1, 4), bool)
+    found = jax.jit(lambda: attention.attend_prefix(nothing, nothing[:, :, :2], value, seen, CONFIG, 2))()
+    np.testing.assert_allclose(found[0, :, 0, 0], [0, 0.5, 1.5, 2.5])
 
 
 def test_a_query_without_any_key_gives_a_number():

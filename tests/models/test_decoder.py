@@ -103,6 +103,24 @@ def test_padding_on_either_side_changes_nothing():
     np.testing.assert_allclose(left[:, 3:], alone, atol=1e-5)
 
 
+def test_packed_sequences_are_those_alone_and_learned_positions_start_again():
+    """Two sequences and padding in a row, and what `valid` says beside the numbers of the sequences."""
+    params, config = model()
+    a, b = jnp.array([[1, 2, 3, 4]]), jnp.array([[5, 6, 7]])
+    row = jnp.array([[5, 9, 6, 7, 9, 9, 1, 2, 3, 4]])
+    segment = jnp.array([[3, 3, 3, 3, -1, -1, 0, 0, 0, 0]])
+    valid = jnp.array([[True, False, *[True] * 8]])
+
+    @jax.jit
+    def three(params):
+        alone = [models.forward(params, config, x, jnp.ones_like(x, bool)) for x in (a, b)]
+        return models.forward(params, config, row, valid, segment), *alone
+
+    packed, first, second = three(params)
+    np.testing.assert_allclose(packed[:, 6:], first, atol=1e-5)
+    np.testing.assert_allclose(packed[:, (0, 2, 3)], second, atol=1e-5)
+
+
 def test_more_tokens_than_learned_positions_are_refused():
     params, config = model()
     with pytest.raises(ValueError, match=r"13 tokens is too long for ModelConfig.positions=12"):

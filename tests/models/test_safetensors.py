@@ -120,6 +120,15 @@ def test_an_array_begins_where_jax_can_take_it_over():
     assert all(safetensors.empty((3, n), BF16).ctypes.data % 64 == 0 for n in range(1, 40))
 
 
+def test_numbers_are_rounded_to_nearest_and_never_become_infinite():
+    half = np.array([1 + 2**-8, 1 + 3 * 2**-8, -np.inf, 2.0**127], np.float32)  # ties go to even: 1 and 1 + 2^-6
+    assert safetensors.cast(half, BF16, what="").astype(np.float32).tolist() == [1.0, 1 + 2**-6, -np.inf, 2.0**127]
+    assert safetensors.cast(half, half.dtype, what="") is half
+    for source in (np.dtype("float32"), BF16):
+        with pytest.raises(ValueError, match=f"w: got numbers in {source} that float16 cannot hold"):
+            safetensors.cast(np.array([1e5], source), np.dtype("float16"), what="w")
+
+
 GOOD = entry("F32", [2], 0, 8)
 EIGHT = bytes(8)
 HOSTILE: dict[str, tuple[bytes, str]] = {

@@ -113,12 +113,14 @@ def make(folder: Path, name: str) -> None:
             continuation, logp, lead = greedy(model, tokens)
             if lead > MARGIN or case.varies:
                 break
-        expected: dict[str, Any] = {"tokens": tokens.numpy(), "padded": padded(model, tokens).numpy()}
-        expected |= {"alone": alone(model, tokens), "greedy": continuation, "greedy_logp": logp}
+        expected: dict[str, Any] = {"tokens": tokens.numpy(), "greedy": continuation, "greedy_logp": logp}
+        expected["alone"] = alone(model, tokens)  # ends with the longest, which is what the whole batch is then read by
+        expected["padded"] = padded(model, tokens).numpy()
     spread = float(np.std(expected["alone"][0, : LENGTHS[0]]))
     assert (lead > MARGIN or case.varies) and spread > 1, (name, lead, spread)
     value = loss(model, tokens)
     value.backward()
+    gradients = {path: weight.grad.clone() for path, weight in model.named_parameters()}
     size = {"max_shard_size": "20KB"} if case.shards else {}
     model.to(getattr(torch, case.dtype)).save_pretrained(unfinished / "model", **size)
     assert not case.shards or len(list((unfinished / "model").glob("*.safetensors"))) > 1, name
@@ -130,8 +132,7 @@ def make(folder: Path, name: str) -> None:
     with torch.no_grad():
         model.float()
         for path, weight in model.named_parameters():
-            assert weight.grad is not None, (name, path)
-            weight.copy_(weight.grad)
+            weight.copy_(gradients[path])
     model.save_pretrained(unfinished / "gradient")
     np.savez(unfinished / "expected.npz", loss=value.item(), **expected)
     unfinished.rename(folder / name)

@@ -242,10 +242,13 @@ def test_log_probs_survive_impossible_tokens():
     assert (float(logp[0]), float(full[0])) == (0.0, pytest.approx(np.log(0.5)))
 
 
-def test_bfloat16_logits_are_widened():
+def test_a_token_is_chosen_by_widened_logits_and_weighed_in_their_own_dtype():
     rows = jnp.asarray(some_logits(64, 300)).astype(jnp.bfloat16)
     wide, u = rows.astype(jnp.float32), jnp.linspace(0, BELOW_ONE, 64)
     tokens = lg.sample(rows, u)
     np.testing.assert_array_equal(tokens, lg.sample(wide, u))
     np.testing.assert_array_equal(lg.truncate(rows, top_p=0.7), lg.truncate(wide, top_p=0.7))
-    assert lg.log_probs(rows, tokens)[1].dtype == jnp.float32
+    full = lg.log_probs(rows, tokens)[1]
+    assert full.dtype == jnp.float32
+    np.testing.assert_array_equal(full, full.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(full, lg.log_probs(wide, tokens)[1], rtol=0.02)

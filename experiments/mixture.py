@@ -1,0 +1,93 @@
+"""A mixture of experts learns arithmetic, going again through the experts that it sampled with.
+
+    grpo-jax train experiments/mixture.py
+
+The task of the quickstart; each of three layers has eight experts of width 64, and a token goes through two of them. On
+a CPU every expert computes every token (`model.expert_path` dense), because XLA has no grouped product there.
+
+`Train.replay_experts` makes what learns go through the experts that the sampler chose (docs/mixture.md). Without it the
+trainer chooses for itself, and a token at the edge between two experts is scored by another policy than the one that
+sampled it. There are two ways to see that, each with a variant that replays and one that does not:
+
+    --variant own_choices               float32, four updates a batch: the policy moves, and its choices with it
+    --variant bfloat16                  bfloat16, one update a batch: sampler and trainer round differently
+    --variant bfloat16_own_choices
+
+FIGURES
+"""
+
+from dataclasses import replace
+
+from grpo_jax import cli
+from grpo_jax.data import Chain
+from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
+from grpo_jax.models import ModelConfig
+from grpo_jax.objectives import grpo
+from grpo_jax.sampling import Sampling
+from grpo_jax.updates import Optimizer
+
+TASK = Chain(styles=(0.5, 0.1, 0.4), dropped_tag=0.25)
+
+EXPERIMENT = Experiment(
+    name="mixture",
+    data=TASK,
+    model=ModelConfig(
+        vocab=TASK.tokenizer.vocab_size,
+        width=64,
+        layers=3,
+        heads=4,
+        kv_heads=4,
+        head_width=16,
+        hidden=64,
+        activation="silu",
+        gated=True,
+        experts=8,
+        experts_per_token=2,
+        expert_hidden=64,
+        expert_path="dense",
+        positions=TASK.prompt_width + TASK.completion_width,
+        rope_theta=1000.0,
+    ),
+    sampling=Sampling(max_tokens=TASK.completion_width, stop=(TASK.tokenizer.eos,)),
+    recipe=grpo(beta=0.0),
+    reward=TASK.reward(format_weight=0.2),
+    text_rewards=TASK.text_rewards(format_weight=0.2),
+    warm_start=WarmStart(
+        steps=600,
+        limit=2000,
+        gate=0.25,
+        check_every=100,
+        rows=32,
+        optimizer=Optimizer(learning_rate=3e-3, warmup=50, schedule="cosine", final=0.1),
+    ),
+    train=Train(steps=40, prompts=32, group_size=8, epochs=2, minibatches=2),
+    optimizer=Optimizer(learning_rate=6e-4, warmup=5, schedule="linear", final=0.05),
+    evaluation=Evaluation(every=10, prompts=256, full_prompts=1024, samples=2),
+    saving=Saving(every=20, warm_every=500),
+)
+
+# Long enough to see the gap, not to learn much. In bfloat16 sampler and trainer agree to some hundredths of a nat, and
+# what is beyond a nat would be another model. Without replay there is no bound, and the run is not to stop.
+ROUNDED = replace(
+    EXPERIMENT,
+    name="mixture-bfloat16",
+    model=replace(EXPERIMENT.model, compute_dtype="bfloat16"),
+    warm_start=WarmStart(steps=200, limit=200, gate=0.0, check_every=200, rows=32),
+    train=replace(EXPERIMENT.train, steps=12, epochs=1, minibatches=1, gap_limit=1.0),
+    evaluation=replace(EXPERIMENT.evaluation, every=12, full_prompts=256),
+)
+
+VARIANTS = {
+    "own_choices": replace(
+        EXPERIMENT, name="mixture-own-choices", train=replace(EXPERIMENT.train, replay_experts=False)
+    ),
+    "bfloat16": ROUNDED,
+    "bfloat16_own_choices": replace(
+        ROUNDED,
+        name="mixture-bfloat16-own-choices",
+        train=replace(ROUNDED.train, replay_experts=False, gap_limit=100.0),
+    ),
+}
+
+if __name__ == "__main__":
+    cli.main_for(__file__)
