@@ -13,7 +13,15 @@ sampled it. There are two ways to see that, each with a variant that replays and
     --variant bfloat16                  bfloat16, one update a batch: sampler and trainer round differently
     --variant bfloat16_own_choices
 
-FIGURES
+Measured in bfloat16, a row a command (seed 0; 2 cores of an AMD EPYC server, 2026-11-20, commit 1ab8171; 200 supervised
+and 12 GRPO steps, means over these steps, the largest gap of all of them):
+
+                            logp_gap/mean   logp_gap/p99   logp_gap/max   experts/replaced
+    bfloat16                    0.00080        0.0063          0.028            0.13 %
+    bfloat16_own_choices        0.00090        0.0063          0.274            0.13 %
+
+One choice in 750 falls otherwise in the trainer. That is no matter for the 99th percentile, and it is all of the largest
+gaps: with replay what is left is rounding. docs/mixture.md has the figures of float32.
 """
 
 from dataclasses import replace

@@ -36,12 +36,7 @@ def export(
     Returns ``{"phase", "step", "architecture", "folder"}``. Raises ValueError for a checkpoint that is not there, an
     experiment that is not that of the run, and a model that no published architecture expresses.
     """
-    model = experiment.model
-    if not isinstance(model, ModelConfig):
-        raise ValueError(
-            "model: got a module of your own, allowed is a ModelConfig: no published architecture describes another;"
-            " restore its parameters with the experiment and write them in a format of yours"
-        )
+    model = models.decoder_of(experiment.model, what="export")
     with visit(run, experiment) as kept:
         restored = restore(kept, experiment, checkpoint)
     params, config = models.merged(models.without_critic(restored.policy), model)
