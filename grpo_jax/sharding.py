@@ -104,18 +104,26 @@ def spec(axes: LogicalAxes, rules: Rules, mesh: Mesh, shape: Sequence[int] | Non
 
     Raises ValueError for a name without a rule and for a mesh axis that would split two dimensions.
     """
+    found = targets(axes, rules, mesh.shape, shape)
+    return PartitionSpec(*(target if len(target) > 1 else (target[0] if target else None) for target in found))
+
+
+def targets(
+    axes: LogicalAxes, rules: Rules, sizes: Mapping[str, int], shape: Sequence[int] | None = None
+) -> list[tuple[str, ...]]:
+    """The mesh axes that split each dimension of an array, () for none: `spec` of a mesh of which `sizes` are known."""
     if shape is not None and len(shape) != len(axes):
         raise ValueError(f"an array of shape {tuple(shape)} has {len(shape)} dimensions but is named {axes}")
-    targets = [_target(name, rules) for name in axes]
-    named = [axis for target in targets for axis in target]
+    found = [_target(name, rules) for name in axes]
+    named = [axis for target in found for axis in target]
     if len(named) != len(set(named)):
-        raise ValueError(f"the rules put two dimensions of {axes} on the same mesh axis: {targets}")
+        raise ValueError(f"the rules put two dimensions of {axes} on the same mesh axis: {found}")
     if shape is not None:
-        targets = [
-            target if size % math.prod(mesh.shape[axis] for axis in target) == 0 else ()
-            for target, size in zip(targets, shape, strict=True)
+        found = [
+            target if size % math.prod(sizes[axis] for axis in target) == 0 else ()
+            for target, size in zip(found, shape, strict=True)
         ]
-    return PartitionSpec(*(target if len(target) > 1 else (target[0] if target else None) for target in targets))
+    return found
 
 
 def sharding_tree(axes_tree: object, shapes_tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
