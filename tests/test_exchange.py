@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,12 @@ def test_a_checkpoint_is_written_with_its_adapters_added_and_without_its_critic(
         back["layers"]["0"].pop("query"), whole["layers"]["0"].pop("query"), rtol=0.01, atol=0.01
     )
     assert equal(back, halved(whole))
+
+
+def test_a_module_of_the_users_own_is_no_published_architecture(tmp_path: Path):
+    experiment: Any = SimpleNamespace(model=object())
+    with pytest.raises(ValueError, match="model: got a object, allowed with export is a ModelConfig"):
+        exchange.export(tmp_path / "run", experiment, out=tmp_path / "out")
 
 
 def test_a_published_folder_becomes_one_of_ours(tmp_path: Path):
