@@ -124,10 +124,10 @@ def check_gradient(name: str, gradient: Params) -> None:
     wrong = {}
     for path, value in wanted.items():
         size = float(np.max(np.abs(value)))
-        assert size > 0, path
-        error = float(np.max(np.abs(np.asarray(found[path]) - np.asarray(value)))) / size
-        if not error < GRADIENTS:
-            wrong[path] = error
+        error = float(np.max(np.abs(np.asarray(found[path]) - np.asarray(value))))
+        # The weight of a single expert is 1 whatever its router says, which then learns nothing.
+        if not (size > 1e-6 or path.endswith("router")) or not error < GRADIENTS * max(size, 1e-3):
+            wrong[path] = error / max(size, 1e-30)
     assert wrong == {}
 
 
