@@ -27,8 +27,7 @@ SIZES = {
     "dtype": "float32",
     "scoring.canary": False,
 }
-RATES = {True: 2e-2, False: 5e-2}
-"""Whether everything is trained -> learning rate; that of adapters alone is larger."""
+RATE = 2e-2
 
 
 def train(root: Path, folder: Path, family: str, **settings: object) -> Path:
@@ -71,7 +70,7 @@ def test_three_steps_begin_at_the_weights_and_are_exported(family: str, full: bo
 @pytest.mark.parametrize("full", [True, False], ids=["full", "adapters"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reward_rises_and_transformers_says_the_same(family: str, full: bool, root: Path, tmp_path: Path):
-    how = {"train.steps": 30, "optimizer.learning_rate": RATES[full]}
+    how = {"train.steps": 30, "optimizer.learning_rate": RATE}
     run = train(root, tmp_path, family, full=full, **how)
     found = rewards(run)
     # The range is 1.2: an answer and its form. Twenty points of it are 0.24.
