@@ -36,9 +36,10 @@ def export(
     Returns ``{"phase", "step", "architecture", "folder"}``. Raises ValueError for a checkpoint that is not there, an
     experiment that is not that of the run, and a model that no published architecture expresses.
     """
+    model = models.decoder_of(experiment.model, what="export")
     with visit(run, experiment) as kept:
         restored = restore(kept, experiment, checkpoint)
-    params, config = models.merged(models.without_critic(restored.policy), experiment.model)
+    params, config = models.merged(models.without_critic(restored.policy), model)
     models.save(out, params, config, tokenizer_from=tokenizer_from, dtype=dtype)
     written = models.read_config(out)
     at = {key: restored.meta[key] for key in ("phase", "step")}

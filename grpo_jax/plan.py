@@ -10,11 +10,12 @@ import numpy as np
 
 from grpo_jax import report
 from grpo_jax.data import Jsonl
-from grpo_jax.experiment import Experiment, settings
-from grpo_jax.footprint import memory
+from grpo_jax.experiment import Experiment, settings, step_settings
+from grpo_jax.footprint import footprint, told
 from grpo_jax.loop.setup import judge, problems, workers
 from grpo_jax.models import abstract, divide, trained
 from grpo_jax.rewards.text import Record, Scores
+from grpo_jax.train import start
 
 MEGABYTE = 1e6
 
@@ -27,8 +28,7 @@ def sizes(experiment: Experiment) -> dict[str, float]:
     train, data, model = experiment.train, experiment.data, experiment.model
     whole = abstract(model)
     own, _ = divide(whole, trained(model, train.frozen))
-    kept = memory(experiment)
-    parameters = kept["trained parameters"].whole + kept["frozen parameters"].whole
+    state = jax.eval_shape(lambda tree: start(tree, step_settings(experiment).gradient), own)
     return {
         "P": train.prompts,
         "G": train.group_size,
@@ -38,13 +38,17 @@ def sizes(experiment: Experiment) -> dict[str, float]:
         "V": model.vocab,
         "parameters": _count(whole),
         "trained": _count(own),
-        "parameters_mb": parameters / MEGABYTE,
-        "optimizer_mb": kept["optimiser state"].whole / MEGABYTE,
+        "parameters_mb": _megabytes(whole),
+        "optimizer_mb": _megabytes(state.opt_state),
     }
 
 
 def _count(tree: object) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def _megabytes(tree: object) -> float:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / MEGABYTE
 
 
 def demonstration(experiment: Experiment) -> tuple[Record, tuple[int, ...]]:
@@ -82,8 +86,9 @@ def preview(experiment: Experiment) -> Preview:
     """
     heldout = problems(experiment)
     lines = [f"{name} = {value}" for name, value in settings(experiment).items()]
-    lines += ["", *_sized(sizes(experiment)), *_kept(experiment), f"{heldout.length.shape[0]} held-out problems"]
-    lines += [*_dropped(experiment), ""]
+    devices = math.prod((experiment.mesh or {}).values())
+    lines += ["", *_sized(sizes(experiment)), told(footprint(experiment), devices=devices)]
+    lines += [f"{heldout.length.shape[0]} held-out problems", *_dropped(experiment), ""]
     shown, trouble = _scored(experiment)
     return Preview("\n".join([*lines, *shown]) + "\n", trouble)
 
@@ -103,18 +108,9 @@ def _dropped(experiment: Experiment) -> list[str]:
 def _sized(found: Mapping[str, float]) -> list[str]:
     shapes = ", ".join(f"{letter} = {found[letter]}" for letter in "PGNSTV")
     words = "P prompts, G samples each, N rows, S and T tokens of prompt and completion, V vocabulary"
+    memory = f"memory: parameters {found['parameters_mb']:.3f} MB, optimiser state {found['optimizer_mb']:.3f} MB"
     part = "" if found["trained"] == found["parameters"] else f", of which {found['trained']:,} are trained"
-    return [f"{found['parameters']:,} parameters{part}", f"{shapes}  ({words})"]
-
-
-def _kept(experiment: Experiment) -> list[str]:
-    """What a run keeps at a time, a line each."""
-    mesh, found = experiment.mesh, memory(experiment)
-    lines = ["memory, MB of 10^6 bytes:" if mesh is None else f"memory, MB of 10^6 bytes, mesh {dict(mesh)}:"]
-    for name, size in found.items():
-        device = "" if mesh is None else f", {size.device / MEGABYTE:.3f} on a device"
-        lines.append(f"  {name} {size.whole / MEGABYTE:.3f}{device}")
-    return lines
+    return [f"{found['parameters']:,} parameters{part}", f"{shapes}  ({words})", memory]
 
 
 def _right(experiment: Experiment) -> tuple[Record, tuple[int, ...], str]:

@@ -57,12 +57,17 @@ def _fingerprint_of_ours(folder: Path, *, block: int = 4096, blocks: int = 256) 
     return digest.hexdigest()
 
 
-def check(weights: Weights, model: ModelConfig) -> None:
+def check(weights: Weights, model: Any) -> None:
     """Raise a ValueError unless `weights` are those of `model`, naming every field of it that differs.
 
     How the model is computed and trained is the experiment's choice; what it is stands in the config.json beside the
     weights.
     """
+    if not isinstance(model, ModelConfig):
+        raise ValueError(
+            f"weights: got {weights.path} for a {type(model).__name__}, allowed with such weights is a ModelConfig:"
+            " make the model with models.read_config(path), or set weights to None"
+        )
     theirs = models.read_config(weights.folder, **_how(model))
     lines = [
         f"  model.{field.name}: got {getattr(model, field.name)!r}, {weights.folder / 'config.json'} says"

@@ -14,6 +14,7 @@ CHECKS = sorted(name for name in grpo_jax.testing.__all__ if name.startswith("ch
 PAGES = (
     "testing",
     "own_model",
+    pytest.param("loading", marks=pytest.mark.slow),
     pytest.param("compare_gradients", marks=pytest.mark.slow),
     pytest.param("estimators", marks=pytest.mark.slow),
     pytest.param("from_policy_gradient_to_grpo", marks=pytest.mark.slow),

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from grpo_jax import exchange, models, run
 from grpo_jax.experiment import Experiment
+from grpo_jax.models import decoder_of
 from grpo_jax.models.lora import LoRA
 from grpo_jax.models.source import CONFIG
 from grpo_jax.revisit import Revisited
@@ -33,7 +35,9 @@ def test_a_checkpoint_is_written_with_its_adapters_added_and_without_its_critic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     lora = LoRA(rank=2, alpha=6.0, targets=("layers/0/query",))
-    config = dataclasses.replace(small_run.EXPERIMENT.model, **ROTARY, critic="head", lora=lora)
+    config = dataclasses.replace(
+        decoder_of(small_run.EXPERIMENT.model, what="a test"), **ROTARY, critic="head", lora=lora
+    )
     whole: dict[str, Any] = {**numbered(config)}
     asked: list[Any] = []
     apart = {name: whole["layers"]["0"].pop(f"query_lora_{name}") for name in "ab"}
@@ -70,6 +74,12 @@ def test_a_checkpoint_is_written_with_its_adapters_added_and_without_its_critic(
     assert equal(back, halved(whole))
 
 
+def test_a_module_of_the_users_own_is_no_published_architecture(tmp_path: Path):
+    experiment: Any = SimpleNamespace(model=object())
+    with pytest.raises(ValueError, match="model: got a object, allowed with export is a ModelConfig"):
+        exchange.export(tmp_path / "run", experiment, out=tmp_path / "out")
+
+
 def test_a_published_folder_becomes_one_of_ours(tmp_path: Path):
     models.save(tmp_path / "published", numbered(LLAMA), LLAMA)
     (tmp_path / "published" / "tokenizer.json").write_text("{}")
@@ -83,7 +93,7 @@ def test_a_published_folder_becomes_one_of_ours(tmp_path: Path):
 
 @pytest.mark.slow
 def test_what_a_run_trained_is_exported(tmp_path: Path):
-    model = dataclasses.replace(small_run.EXPERIMENT.model, **ROTARY)
+    model = dataclasses.replace(decoder_of(small_run.EXPERIMENT.model, what="a test"), **ROTARY)
     train = dataclasses.replace(small_run.EXPERIMENT.train, steps=1)
     experiment = dataclasses.replace(small_run.EXPERIMENT, model=model, train=train, warm_start=None)
     run(experiment, run_dir=tmp_path / "run")

@@ -24,6 +24,7 @@ from grpo_jax.data.tasks import Demonstrations, check_draws, numpy_prompts
 from grpo_jax.lifeline import BadData
 from grpo_jax.rewards import text
 from grpo_jax.text import ByteTokenizer, Chat, PretrainedTokenizer, Tokenizer, check_template, fill_all
+from grpo_jax.text.chat import QuestionError
 from grpo_jax.text.tokenizers import TAGS
 from grpo_jax.types import Prompts
 
@@ -216,7 +217,11 @@ class Jsonl:
     def _encoded(self) -> "_Encoded":
         """The lines with their ids, all of them encoded once."""
         every = self._every
-        prompts = self._asked([line.prompt for line in every])
+        try:
+            prompts = self._asked([line.prompt for line in every])
+        except QuestionError as error:
+            line = every[error.index]
+            raise BadData(f"{line.path}:{line.number}: {error}") from None
         completions = self._said([(line.solution or "", line.answer) for line in every])
         shown = [line.solution is not None for line in every]
         fits = [True] * len(every)

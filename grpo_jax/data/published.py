@@ -80,8 +80,9 @@ def convert(form: str, source: str, target: str) -> int:
         answer = str(line["answer"])
         first = seen.setdefault(line["prompt"], answer)
         if first != answer and not _alike(first, answer):
+            where = f"{source}/{line['source']}" if "source" in line else f"{source}:{number}"
             raise BadData(
-                f"{source}: problem {number}: got a second answer, {answer!r}, to a question answered {first!r} before;"
+                f"{where}: got a second answer, {answer!r}, to a question answered {first!r} before;"
                 " allowed is one: correct or remove one of them"
             )
         line["answer"] = first  # one spelling for one question

@@ -28,6 +28,7 @@ from grpo_jax.experiment import Experiment
 from grpo_jax.loop.curriculum import Curriculum, first_rates
 from grpo_jax.loop.phases import Learned, Phases, Scored, Stopwatch
 from grpo_jax.loop.recorded import Tape
+from grpo_jax.models import ModelConfig
 from grpo_jax.rewards.text import STATUSES, Score, Scores, status_counts, weigh
 from grpo_jax.sharding import place_rows, replicate
 from grpo_jax.train import host
@@ -52,7 +53,8 @@ def nothing(experiment: Experiment) -> Groups:
     train = experiment.train
     prompts = experiment.data.draw(experiment.seed, np.arange(train.prompts))
     model, shape = experiment.model, {"group_size": train.group_size, "width": experiment.sampling.max_tokens}
-    choices = (model.layers, model.experts_per_token) if model.experts else None
+    mixture = model if isinstance(model, ModelConfig) and model.experts else None
+    choices = None if mixture is None else (mixture.layers, mixture.experts_per_token)
     rollouts = dynamic.blank(prompts, choices=choices, **shape)
     reward, codes = None, None
     if experiment.reward is None:

@@ -15,7 +15,7 @@ from grpo_jax.display import Plan
 from grpo_jax.experiment import Experiment, fitting_chunks, most_draws, step_settings, warm_settings
 from grpo_jax.heldout import Judge
 from grpo_jax.loop.rounds import first_memory
-from grpo_jax.models import adapters, divide, init, join, trained
+from grpo_jax.models import adapters, decoder_of, divide, init, join, trained
 from grpo_jax.objectives import functions
 from grpo_jax.questions import further_sets
 from grpo_jax.rewards.pool import Pool
@@ -90,7 +90,7 @@ def problems(experiment: Experiment) -> Prompts:
     if experiment.mesh is not None:
         make_mesh(experiment.mesh)  # refuses a shape that these devices do not have
     if experiment.weights is not None:
-        weights.check(experiment.weights, experiment.model)
+        weights.check(experiment.weights, decoder_of(experiment.model, what="weights"))
     prompts = experiment.data.heldout(experiment.evaluation.full_prompts)
     if warm:
         experiment.data.demonstrations(experiment.seed, np.arange(warm.rows))
@@ -128,7 +128,7 @@ def first_states(experiment: Experiment, mesh: Mesh | None) -> Beginning:
 def first_params(experiment: Experiment, mesh: Mesh | None) -> Params:
     """All parameters that the run begins with, before anything is added to them."""
     if experiment.weights is not None:
-        return weights.load(experiment.weights, experiment.model.without_lora, mesh)
+        return weights.load(experiment.weights, decoder_of(experiment.model.without_lora, what="weights"), mesh)
     return init(stream(experiment.seed, Stream.INIT), experiment.model.without_lora)
 
 

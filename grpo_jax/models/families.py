@@ -182,12 +182,33 @@ FAMILIES: Mapping[str, Family] = {
 """Architecture, as `architectures` in a config.json names it -> what it is."""
 
 
+WITH_PICTURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "Gemma3ForConditionalGeneration": (
+        "Gemma3ForCausalLM",
+        {
+            "vocab_size": 262_208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+        },
+    )
+}
+"""Architecture that reads pictures too -> the one of its text part, and fields that published files leave out there.
+Of a text without pictures its logits are those of the text part, which alone is read."""
+PICTURES = ("vision_tower.", "multi_modal_projector.")
+"""How the names of tensors begin that only pictures go through."""
+TEXT_PART = "language_model."
+"""What stands before the names of the text part."""
+
+
 def family_of(architecture: object, *, where: str) -> Family:
     """The family of an architecture. Raises ValueError with the known ones and the nearest for any other."""
     if isinstance(architecture, str) and architecture in FAMILIES:
         return FAMILIES[architecture]
     near = difflib.get_close_matches(str(architecture), FAMILIES, n=1, cutoff=0.0)[0]
+    known = ", ".join([*FAMILIES, *WITH_PICTURES])
     raise ValueError(
-        f"{where}: got the architecture {brief(architecture)}, allowed are {', '.join(FAMILIES)}: take a checkpoint of"
-        f" one of these; the nearest is {near}"
+        f"{where}: got the architecture {brief(architecture)}, allowed are {known}: take a checkpoint of one of these;"
+        f" the nearest is {near}"
     )

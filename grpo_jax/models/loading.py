@@ -19,10 +19,11 @@ from jax.sharding import Mesh, Sharding
 from grpo_jax.models import source
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import CRITIC, from_policy
-from grpo_jax.models.names import Part, parts
+from grpo_jax.models.families import PICTURES, TEXT_PART, WITH_PICTURES
+from grpo_jax.models.names import NAMES, Part, parts
 from grpo_jax.models.parts import join
 from grpo_jax.models.published import read_config
-from grpo_jax.models.safetensors import DTYPES, Index, brief, cast, empty, read_open
+from grpo_jax.models.safetensors import DTYPES, Index, Tensor, brief, cast, empty, read_open
 from grpo_jax.models.source import Placed
 from grpo_jax.models.stored import is_stored, restore
 from grpo_jax.models.table import abstract, adapters, axes, stack
@@ -62,7 +63,7 @@ def load(
         params = restore(folder, policy, mesh)
         params = stack(params) if config.stacked else params
     else:
-        found = source.tensors(folder)
+        found = _experts_apart(_text_part(source.tensors(folder), str(config.family)), policy)
         wanted = parts(policy, str(config.family))
         _check(folder, policy, wanted, found)
         params = _Reader(policy, wanted, found, mesh).tree()
@@ -73,6 +74,47 @@ def load(
     if config.lora is not None:
         params = join(params, adapters(jax.random.key(0), config))
     return params, config
+
+
+def _text_part(found: dict[str, Placed], architecture: str) -> dict[str, Placed]:
+    """Tensors by the names that they have where there is a text part alone."""
+    if architecture not in [inside for inside, _ in WITH_PICTURES.values()]:
+        return found
+    kept = {name: placed for name, placed in found.items() if not name.startswith(PICTURES)}
+    if not all(name.startswith(TEXT_PART) for name in kept):
+        return found
+    return {name.removeprefix(TEXT_PART): placed for name, placed in kept.items()}
+
+
+def _experts_apart(found: dict[str, Placed], config: ModelConfig) -> dict[str, Placed]:
+    """Tensors by the names that they have where every expert has its own.
+
+    In memory, and in files if told so, transformers 5 keeps the experts of a layer in two tensors, ``gate_up_proj``
+    [E, 2 F, D] and ``down_proj`` [E, D, F]: of each expert a range of bytes is its own.
+    """
+    count, hidden, width = config.experts, config.expert_hidden, config.width
+    if not count:
+        return found
+    inner, apart = NAMES[str(config.family)], {}
+    shapes = {"gate_up_proj": (count, 2 * hidden, width), "down_proj": (count, width, hidden)}
+    kinds = {"gate_up_proj": ("expert_gate", "expert_up"), "down_proj": ("expert_down",)}
+    for name, (file, tensor) in found.items():
+        layer, _, kind = name.partition("mlp.experts.")
+        if name.endswith("mlp.gate.weight"):
+            apart[name.removesuffix("mlp.gate.weight") + inner["router"]] = found[name]
+        elif tensor.shape != shapes.get(kind):
+            apart[name] = found[name]
+        else:
+            size = (tensor.end - tensor.begin) // (count * len(kinds[kind]))
+            shape = (tensor.shape[1] // len(kinds[kind]), tensor.shape[2])
+            own = [layer + inner[one].format(expert=expert) for expert in range(count) for one in kinds[kind]]
+            starts = range(tensor.begin, tensor.end, size)
+            cut = {
+                n: Placed(file, Tensor(tensor.dtype, shape, at, at + size)) for n, at in zip(own, starts, strict=True)
+            }
+            # Where an expert has a tensor of its own too, this one is left over.
+            apart |= {name: found[name]} if cut.keys() & found.keys() else cut
+    return apart
 
 
 def _check(folder: Path, config: ModelConfig, wanted: Mapping[str, list[Part]], found: Mapping[str, Placed]) -> None:

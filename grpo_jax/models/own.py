@@ -44,8 +44,12 @@ class OwnModel:
     framework: Framework
     positions: int = 0  # the longest sequence that it reads; 0: any
 
+    # What a decoder may have beside its layers, and a module of the user's has not.
     critic: ClassVar[None] = None
     critic_detached: ClassVar[bool] = False
+    lora: ClassVar[None] = None
+    experts: ClassVar[int] = 0
+    logprob_dtype: ClassVar[str] = "float32"  # at least: that of its logits where they are wider
 
     def __post_init__(self) -> None:
         for name, least in (("vocab", 1), ("positions", 0)):
@@ -77,6 +81,11 @@ class OwnModel:
         if not isinstance(made, type):
             raise ValueError(f"model.module: got {made!r:.80}, allowed is a class of Flax modules: pass the class")
         return made
+
+    @property
+    def without_lora(self) -> "OwnModel":
+        """The model without adapters: itself."""
+        return self
 
     def has(self, pair: Literal["hidden", "prefill"]) -> bool:
         """Whether the module has the pair of methods that begins with this one."""

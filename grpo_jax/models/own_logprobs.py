@@ -48,13 +48,15 @@ def logprobs(
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     reference: Params | None = None,
+    replay: bool = True,
+    replay_reference: bool = False,
 ) -> TokenStats:
     """What the policy says of every token of `rollouts`, f32[N, T]; meaning and arguments are those of `logprobs`.
 
-    `group_size` decides nothing here. Raises ValueError for a `want` that a module cannot tell, and for sequences that
-    are longer than it reads.
+    `group_size`, `replay` and `replay_reference` decide nothing here. Raises ValueError for a `want` that a module
+    cannot tell, and for sequences that are longer than it reads.
     """
-    del group_size
+    del group_size, replay, replay_reference  # every row is read whole, and there are no experts
     _check(config, rollouts, want, reference)
     tokens, valid, begin = (constrain(x, mesh, ("rows", None)[: x.ndim]) for x in whole(rollouts))
     width = rollouts.tokens.shape[1]

@@ -11,10 +11,6 @@ from typing import Any
 
 import jax
 
-from grpo_jax.models import table
-from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.critic import CRITIC
-from grpo_jax.models.lora import is_adapter
 from grpo_jax.types import Params
 
 LAYERS = "layers"
@@ -114,26 +110,3 @@ def like(tree: Any, part: Params) -> Any:
     if not isinstance(part, Mapping):
         return tree
     return {name: like(tree[name], inner) for name, inner in part.items()}
-
-
-def trained(config: ModelConfig, frozen: Sequence[str] = ()) -> Callable[[str], bool]:
-    """Whether the parameter of a name is trained: all are but those that a pattern of `frozen` matches.
-
-    Of a model with adapters these are trained, and the critic; everything else is frozen anyhow.
-
-    Raises ValueError for a pattern that matches nothing, one that splits a stack of layers, and for patterns that leave
-    nothing of the policy to train.
-    """
-    tree = table.abstract(config)
-    known = names(tree)
-    stay = matching(frozen, known, what="train.frozen")
-    if config.lora is not None:
-        stay |= {name for name in known if not is_adapter(name) and name.partition("/")[0] != CRITIC}
-    rest = {*known} - stay
-    if not any(name.partition("/")[0] != CRITIC for name in rest):
-        raise ValueError(
-            f"train.frozen: got {', '.join(frozen)}, which leaves nothing of the policy to train, allowed are patterns"
-            " that leave a parameter: take one out"
-        )
-    divide(tree, rest.__contains__)  # refuses to split a stack
-    return rest.__contains__

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.families import ACTIVATIONS, FAMILIES, UNREAD, Family, family_of
+from grpo_jax.models.families import ACTIVATIONS, FAMILIES, UNREAD, WITH_PICTURES, Family, family_of
 from grpo_jax.models.fields import MOST, REQUIRED, Fields
 from grpo_jax.models.rope_fields import FULL, SLIDING, read_one, read_two, write_one
 from grpo_jax.models.safetensors import brief, parse_object
@@ -60,6 +60,8 @@ def from_fields(content: Mapping[str, Any], *, where: str, **changes: Any) -> Mo
             f"{where}: got architectures {brief(names)}, allowed is a list of one of {', '.join(FAMILIES)}: it decides"
             " what is computed, so write it into the file"
         )
+    if names[0] in WITH_PICTURES:
+        return from_fields(_text_part(content, names[0], where=where), where=f"{where} (text_config)", **changes)
     family = family_of(names[0], where=where)
     fields = Fields(content, where=where)
     if content.get("model_type", family.model_type) != family.model_type:
@@ -72,6 +74,25 @@ def from_fields(content: Mapping[str, Any], *, where: str, **changes: Any) -> Mo
         return ModelConfig(**{**found, **kept, **changes})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _text_part(content: Mapping[str, Any], architecture: str, *, where: str) -> dict[str, Any]:
+    """The config.json that the text part of a model for pictures and text would have alone."""
+    inside, defaults = WITH_PICTURES[architecture]
+    text = content.get("text_config")
+    fields = Fields(content, where=where)
+    if not isinstance(text, dict):
+        fields.refuse("text_config", text, "an object")
+        text = {}
+    tied = text.get("tie_word_embeddings", True)
+    fields.only({"tie_word_embeddings": (tied,)})
+    for name in ("text_config", "vision_config", "mm_tokens_per_image"):
+        fields.any(name)
+    for name in (f"{kind}_token_{end}" for kind in ("boi", "eoi", "image") for end in ("index", "id")):
+        fields.any(name)
+    fields.close()
+    dtypes = {name: content[name] for name in ("dtype", "torch_dtype") if name in content}
+    return {**defaults, **dtypes, **text, "architectures": [inside]}
 
 
 def to_fields(config: ModelConfig) -> dict[str, Any]:

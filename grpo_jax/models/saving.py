@@ -87,13 +87,12 @@ def save(
             " the tokenizer, or None"
         )
     content |= special_tokens(tokenizer_from)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"path: got {path}, which exists, allowed is a new or empty folder: choose another name")
     writer = _Writer(policy, wanted, leaves, target)
     files = writer.plan(shard_bytes)
     if jax.process_index() != 0:
         writer.attend(files)
         return
+    check_new(path)
     with appearing(path) as folder:
         writer.write(folder, files)
         for file in copied:
@@ -208,6 +207,12 @@ def special_tokens(folder: str | os.PathLike | None) -> dict[str, Any]:
         return found
     content = parse_object(source.checked_file(path.parent, path.name).read_bytes(), what=str(path))
     return {name: content.get(name) for name in _IDS}
+
+
+def check_new(path: Path) -> None:
+    """Raise ValueError where there is something that a new folder would replace."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"path: got {path}, which exists, allowed is a new or empty folder: choose another name")
 
 
 @contextlib.contextmanager

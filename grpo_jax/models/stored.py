@@ -13,7 +13,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.critic import without_critic
 from grpo_jax.models.published import to_fields
-from grpo_jax.models.saving import appearing, special_tokens, tokenizer_files, write_json
+from grpo_jax.models.saving import appearing, check_new, special_tokens, tokenizer_files, write_json
 from grpo_jax.models.source import CONFIG, PARAMS
 from grpo_jax.models.table import abstract, axes, unstack
 from grpo_jax.sharding import sharding_tree
@@ -35,8 +35,11 @@ def store(
         )
     path = Path(path).absolute()
     content = to_fields(dataclasses.replace(config, critic=None, critic_detached=False))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"path: got {path}, which exists, allowed is a new or empty folder: choose another name")
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"processes: got {jax.process_count()}, allowed is 1: a folder of parameters is written by one"
+        )
+    check_new(path)
     copied = tokenizer_files(tokenizer_from)
     with appearing(path) as folder, ocp.StandardCheckpointer() as writer:
         writer.save(folder / PARAMS, unstack(without_critic(params)))

@@ -30,6 +30,7 @@ _NAME = re.compile(r"(?:[A-Za-z](?:\([a-z]\)|_\{\w\})?|\\[a-z]+) ?(?:=|\\in(?![a
 _EXPONENT = re.compile(r"\^\{(?:-?\d|\\circ)\}$")
 _WORD = re.compile(r"(^|[ /]|(?<=[0-9.%}]))([A-Za-z]+)$")
 _MATRIX = re.compile(r"\\begin\{([a-z]*matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_BEHIND = re.compile(rf"([^{TEXT_BEGINS}{TEXT_ENDS}]+){TEXT_BEGINS}[^{TEXT_ENDS}]*{TEXT_ENDS}(?: ?\^\{{-?\d\}})?")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _GLUED = frozenset(
     "mm cm dm km in ft yd mi mg kg lb lbs oz ml mL sec min hr hrs mph Hz kHz USD EUR GBP deg rad".split()
@@ -279,7 +280,10 @@ def _split(text: str, marks: tuple[str, ...]) -> list[str]:
 
 
 def _words(text: str) -> Words | None:
-    """`text` without spaces, marks of text and differences of case."""
+    """`text` without spaces, marks of text and differences of case; without the words behind an expression."""
+    match = _BEHIND.fullmatch(text)
+    if match is not None and re.search(r"\d", match[1]):
+        text = match[1]
     plain = text.replace(TEXT_BEGINS, "").replace(TEXT_ENDS, "")
     plain = "".join(plain.split()).casefold().strip(".'\"*")
     if len(plain) == 3 and plain[0] == "(" and plain[2] == ")":  # the letter of a choice

@@ -123,6 +123,8 @@ class _Reader:
         """The spelling of what begins with `token`."""
         if token == "{":
             return self.all(depth + 1)
+        if token == r"\!":  # as in 1,\! 000
+            self._skip_spaces()
         if token == "}" or token in _SILENT:
             return ""
         if token in _FRACTIONS:
@@ -133,7 +135,8 @@ class _Reader:
         if token in ("^", "_"):
             return f"{token}{{{self._argument(depth)}}}"
         if token in _TEXTS:
-            return f"{TEXT_BEGINS}{self._argument(depth)}{TEXT_ENDS}"
+            words = self._argument(depth)
+            return f" {words} " if words.casefold() in ("and", "or") else f"{TEXT_BEGINS}{words}{TEXT_ENDS}"
         if token in (r"\begin", r"\end"):
             return f"{token}{{{self._argument(depth)}}}"
         if token in _SPACES or token.isspace():
@@ -144,11 +147,14 @@ class _Reader:
         """What a command is applied to: a group, another command with its arguments, or one character."""
         if depth >= self._deepest:
             raise _TooDeepError
-        while self._at < len(self._tokens) and self._tokens[self._at].isspace():
-            self._at += 1
+        self._skip_spaces()
         if self._at == len(self._tokens) or self._tokens[self._at] == "}":
             return ""
         return self._one(self._next(), depth + 1).strip()
+
+    def _skip_spaces(self) -> None:
+        while self._at < len(self._tokens) and self._tokens[self._at].isspace():
+            self._at += 1
 
     def _root(self, depth: int) -> str:
         """The degree of a root, ``[3]``, where it has one."""

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,9 +27,18 @@ SECONDS_A_CHAT = 0.01
 """How much more it may for each chat; one takes 0.0001 or so."""
 MEGABYTES = 1024
 TOGETHER = 1 << 14
-"""Chats that one process renders."""
+CHARACTERS = 1 << 24
+"""Chats, and characters of their messages, that one process renders."""
 _PROBE = "question"
 _PROGRAM = Path(__file__).with_name("render.py")
+
+
+class QuestionError(ValueError):
+    """A question of which a template makes something else than a quotation; `index` is its place among those given."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Chat:
     system: str | None = None
     """The system message; None: there is none, or the one that the template brings."""
     question: str = "{prompt}"
-    """The user's message around the question. Special tokens are not recognised in it."""
+    """The user's message around the question; special tokens are recognised in these words, never in the question."""
     prefix: str = ""
     r"""What the assistant has already said, such as ``"<think>\n"``; special tokens are recognised."""
     template: str | None = None
@@ -67,8 +76,8 @@ class Chat:
     def encode(self, questions: Sequence[str], tokenizer: PretrainedTokenizer) -> list[np.ndarray]:
         """i32[tokens] of the chats, up to where the assistant goes on.
 
-        Raises ValueError where the tokenizer has no such template, the template does not do its work within its
-        limits, or a question changes which control tokens the chat holds.
+        Raises ValueError where the tokenizer has no such template or the template does not do its work within its
+        limits, QuestionError where a question changes which control tokens the chat holds.
         """
         return tokenizer.encode_marked(self._rendered(questions, tokenizer))
 
@@ -78,30 +87,30 @@ class Chat:
         variables["add_generation_prompt"] = True
         given = {"template": self._source(tokenizer), "variables": variables, "date": self.date}
         chats = [self._messages(question, tokenizer) for question in (_PROBE, *questions)]
-        texts: list[str] = []
-        for start in range(0, len(chats), TOGETHER):
-            texts += _render(given, chats[start : start + TOGETHER])
+        texts = [text for some in _batches(chats) for text in _render(given, some)]
         if _PROBE not in texts[0]:
             raise ValueError(
                 f"{tokenizer.path}: the chat template leaves the question out: {texts[0][:200]!r}; allowed is one that"
                 " shows the message of the user: choose another with chat.template, or correct the template"
             )
         wanted = tokenizer.controls(texts[0])
-        for question, chat, text in zip(questions, chats[1:], texts[1:], strict=True):
+        for index, (question, chat, text) in enumerate(zip(questions, chats[1:], texts[1:], strict=True)):
             found = tokenizer.controls(text)
             lost = renamed.MARK in chat[-1]["content"] and renamed.MARK not in text
             if found != wanted or lost:
-                raise ValueError(
+                raise QuestionError(
                     f"question: got {question[:80]!r}, around which the chat template writes the control tokens"
                     f" {found[:20]} and not {wanted[:20]}; allowed are questions that it only quotes: change or remove"
-                    " this one"
+                    " this one",
+                    index,
                 )
         return [text + self.prefix for text in texts[1:]]
 
     def _messages(self, question: str, tokenizer: PretrainedTokenizer) -> list[dict[str, str]]:
-        asked = self.question.replace("{prompt}", question)
-        messages = [("system", self.system), ("user", asked)]
-        return [{"role": role, "content": tokenizer.marked(text)} for role, text in messages if text is not None]
+        before, after = map(renamed.safe, self.question.split("{prompt}"))
+        asked = f"{before}{tokenizer.marked(question)}{after}"
+        messages = [("system", None if self.system is None else renamed.safe(self.system)), ("user", asked)]
+        return [{"role": role, "content": text} for role, text in messages if text is not None]
 
     def _source(self, tokenizer: PretrainedTokenizer) -> str:
         """The template."""
@@ -118,6 +127,19 @@ class Chat:
                 " chat.template to one of these"
             )
         return known[name]
+
+
+def _batches(chats: Sequence[Sequence[Mapping]]) -> Iterator[list[Sequence[Mapping]]]:
+    """Chats in the order given, as many as one process renders."""
+    some, size = [], 0
+    for chat in chats:
+        length = sum(len(message["content"]) for message in chat)
+        if some and (len(some) == TOGETHER or size + length > CHARACTERS):
+            yield some
+            some, size = [], 0
+        some.append(chat)
+        size += length
+    yield some
 
 
 def _render(given: Mapping, chats: Sequence[Sequence[Mapping]]) -> list[str]:

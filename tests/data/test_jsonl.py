@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.data import Jsonl, assert_disjoint
+from grpo_jax.lifeline import BadData
 from grpo_jax.rewards.text import Record, score
 from grpo_jax.text import Chat, PretrainedTokenizer
 from tests.text import published
@@ -327,6 +328,15 @@ def test_a_question_cannot_smuggle_special_tokens_into_a_chat(write: Write, qwen
     prompts = task.draw(0, np.arange(2))
     counts = [(row == qwen.special["<|im_start|>"]).sum() for row in prompts.tokens]
     assert counts == [2, 2]
+
+
+def test_a_question_of_which_the_template_makes_a_special_token_is_named(write: Write, tmp_path: Path):
+    folding = published.write(
+        tmp_path / "folding", "qwen2.5", template="{{ messages[0].content | replace('_X_', '') }}"
+    )
+    path = write([{"prompt": "x", "answer": "y"}, {"prompt": "<|im__X_end|>", "answer": "y"}])
+    with pytest.raises(BadData, match=r"data\.jsonl:2: question: got '<|im__X_end|>'"):
+        Jsonl(path, 90, 90, heldout_share=0.0, tokenizer=PretrainedTokenizer(str(folding)), chat=Chat())
 
 
 def test_tags_are_text_to_a_published_tokenizer_and_rewards_read_text(write: Write, qwen: PretrainedTokenizer):

@@ -139,7 +139,7 @@ def test_what_was_converted_can_be_trained_on(written: Written, tmp_path: Path):
         ("math-jsonl", [problem(r"\boxed{1")], r"source\.jsonl:1: the solution has no closed"),
         ("math-jsonl", [problem(r"\boxed{1}", answer=1)], r'field "answer" is 1; allowed is a string'),
         ("math-jsonl", [problem(r"\boxed{$$}")], r":1: answer '\$\$' cannot be read"),
-        ("math-jsonl", [problem(r"\boxed{1}"), problem(r"\boxed{2}")], "problem 2: got a second answer, '2'"),
+        ("math-jsonl", [problem(r"\boxed{1}"), problem(r"\boxed{2}")], r"source\.jsonl:2: got a second answer, '2'"),
     ],
 )
 def test_what_cannot_be_converted_is_named_and_nothing_is_written(

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from grpo_jax.updates import Gradient, Optimizer, TrustRegion
 from tests.models.own_modules import VOCAB, Attention
 
 DECODER = ModelConfig(vocab=5, width=4, layers=1, heads=1, kv_heads=1, head_width=4, hidden=4)
+WRONG: Any = "gpt"
 OWN = models.from_linen(Attention, vocab=VOCAB)
 
 
@@ -27,7 +29,7 @@ def test_the_type_of_a_config_decides():
 
 def test_what_is_no_model_is_refused():
     with pytest.raises(ValueError, match="of type str, allowed are ModelConfig, OwnModel: build one, or wrap"):
-        models.axes("gpt")
+        models.axes(WRONG)
 
 
 def test_a_trust_region_needs_a_model_whose_curvature_is_known():
@@ -37,4 +39,11 @@ def test_a_trust_region_needs_a_model_whose_curvature_is_known():
     dataclasses.replace(settings, optimizer=Optimizer()).check(2)
     dataclasses.replace(settings, model=DECODER).check(2)
     with pytest.raises(ValueError, match="curvature nobody can tell"):
-        models.fisher({}, OWN, None, None, temperature=1.0)
+        models.fisher({}, OWN, WRONG, WRONG, temperature=1.0)
+
+
+def test_what_only_the_decoder_can_do_says_so():
+    assert models.decoder_of(DECODER, what="weights") is DECODER
+    with pytest.raises(ValueError, match="got a OwnModel, allowed with weights is a ModelConfig"):
+        models.decoder_of(OWN, what="weights")
+    assert models.adapters(jax.random.key(0), OWN) == models.adapters(jax.random.key(0), DECODER) == {}

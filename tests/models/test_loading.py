@@ -105,6 +105,56 @@ def test_a_square_matrix_of_the_wrong_shape_elsewhere_is_told_by_its_shape(llama
         models.load(llama)
 
 
+def test_of_a_model_for_pictures_too_the_text_part_is_read(tmp_path: Path):
+    config = FAMILIES["gemma3"]
+    models.save(tmp_path / "out", numbered(config), config)
+    content = json.loads((tmp_path / "out" / CONFIG).read_text())
+    text = {name: value for name, value in content.items() if name != "architectures"}
+    around = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "image_token_index": 5}
+    (tmp_path / "out" / CONFIG).write_text(json.dumps({**around, "text_config": text, "vision_config": {"depth": 1}}))
+
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        inside = {f"language_model.{name}": arrays.pop(name) for name in [*arrays]}
+        arrays.update(inside, **{"vision_tower.embeddings.weight": np.zeros(3), "multi_modal_projector.x": np.zeros(2)})
+
+    rewritten(tmp_path / "out", change)
+    back, found = models.load(tmp_path / "out")
+    assert found.family == "Gemma3ForCausalLM"
+    assert equal(back, numbered(config))
+    rewritten(tmp_path / "out", lambda arrays: arrays.update(extra=np.zeros(1)))
+    with pytest.raises(ValueError, match=r"'extra' .* is left over"):
+        models.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_that_share_a_tensor_are_told_apart(name: str, tmp_path: Path):
+    config = FAMILIES[name]
+    models.save(tmp_path / "out", numbered(config), config)
+    experts = range(config.experts)
+
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        for layer in (i for i in range(config.layers) if config.is_mixture(i)):
+            at = f"model.layers.{layer}."
+            old, kinds = f"{at}mlp.", ("gate_proj", "up_proj", "down_proj")
+            if name == "mixtral":
+                old, kinds = f"{at}block_sparse_moe.", ("w1", "w3", "w2")
+            gate, up, down = ([arrays.pop(f"{old}experts.{e}.{kind}.weight") for e in experts] for kind in kinds)
+            both = [np.concatenate(pair) for pair in zip(gate, up, strict=True)]
+            arrays[f"{at}mlp.experts.gate_up_proj"], arrays[f"{at}mlp.experts.down_proj"] = (
+                np.stack(both),
+                np.stack(down),
+            )
+            arrays[f"{at}mlp.gate.weight"] = arrays.pop(f"{old}gate.weight")
+
+    rewritten(tmp_path / "out", change)
+    assert equal(models.load(tmp_path / "out")[0], numbered(config))
+    last = "model.layers.1.mlp.experts.down_proj"
+    rewritten(tmp_path / "out", lambda arrays: arrays.update({last: arrays[last][:-1]}))
+    with pytest.raises(ValueError, match=r"mlp\.experts\.down_proj' \[3, 16, 10\] is left over") as caught:
+        models.load(tmp_path / "out")
+    assert ("w2" if name == "mixtral" else "down_proj") + ".weight is missing" in str(caught.value)
+
+
 def test_tables_of_rotations_and_a_second_copy_of_tied_weights_are_known(tmp_path: Path):
     models.save(tmp_path / "out", numbered(QWEN2), QWEN2)
 
@@ -155,6 +205,19 @@ def test_a_process_reads_the_slices_of_its_own_devices_only(llama: Path, monkeyp
     expected = jax.tree.map(lambda leaf, to: 4 * 4 * int(np.prod(to.shard_shape(leaf.shape))), split, layouts)
     assert read == sum(jax.tree.leaves(expected))
     assert read == (llama / SINGLE).stat().st_size / 2 - header_bytes(llama) / 2  # every parameter has the width 16
+
+
+def test_what_several_devices_hold_is_read_once(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    read, real = [], safetensors.read_open
+
+    def counted(file: int, tensor: safetensors.Tensor, *rest: Any) -> np.ndarray:
+        found = real(file, tensor, *rest)
+        read.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(loading, "read_open", counted)
+    models.load(llama, mesh=make_mesh({"data": 4, "fsdp": 2}))
+    assert sum(read) == (llama / SINGLE).stat().st_size - header_bytes(llama)
 
 
 def header_bytes(folder: Path) -> int:

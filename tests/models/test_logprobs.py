@@ -337,3 +337,11 @@ def test_what_it_cannot_do_is_refused(params):
         models.logprobs(params, BASE, take(rollouts, range(5)), temperature=1.0)
     with pytest.raises(ValueError, match=r"22 tokens is too long for ModelConfig.positions=20"):
         models.logprobs(params, BASE, rollouts_of(width=18), temperature=1.0)
+
+
+def test_statistics_are_computed_in_the_dtype_of_the_logits_and_recorded_in_float32():
+    """Logits 3 and 0 in bfloat16: ln(1 + e^-3) = 0.0486, and 3 + 0.0486 is 3.046875, the nearest of steps of 1/64."""
+    logits = jnp.array([[3.0, 0.0]], jnp.bfloat16)
+    found = jax.jit(lambda x: token_statistics(x, jnp.array([0]), want=("entropy",)))(logits)
+    assert all(x.dtype == jnp.float32 for x in found.values())
+    np.testing.assert_array_equal(found["logp"], -0.046875)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from tests.models.own_modules import VOCAB, Attention, Dropping, Half, Running, 
 
 LINEN = models.from_linen(Attention(width=4), vocab=VOCAB)
 NNX = models.from_nnx(partial(Sums, width=4), vocab=VOCAB)
+ARRAY: Any = np.ones(3)
 TOKENS = jnp.asarray([[3, 1, 4], [1, 5, 0]], jnp.int32)
 VALID = jnp.asarray([[True, True, True], [True, True, False]])
 
@@ -69,7 +71,7 @@ def test_a_model_is_what_its_description_says():
         (lambda: models.from_nnx(Half, vocab=VOCAB), "allowed are both of hidden and head"),
         (lambda: models.from_linen(Attention, vocab=0), "model.vocab: got 0"),
         (lambda: models.from_linen(Attention, vocab=3, positions=-1), "model.positions: got -1"),
-        (lambda: models.from_linen(partial(Attention, width=jnp.ones(3)), vocab=3), "an array"),
+        (lambda: models.from_linen(partial(Attention, width=ARRAY), vocab=3), "an array"),
         (lambda: models.init(jax.random.key(0), models.from_nnx(Dropping, vocab=VOCAB)), "Rng"),
         (lambda: models.init(jax.random.key(0), models.from_linen(Running, vocab=VOCAB)), "batch_stats"),
         (lambda: models.forward({}, LINEN, TOKENS, VALID, segment=TOKENS), "packed rows"),

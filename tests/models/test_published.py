@@ -361,6 +361,43 @@ def test_architectures_decide():
         read({**QWEN25, "architectures": ["Qwen2ForSequenceClassification"]})
 
 
+def test_of_a_model_for_pictures_too_the_text_part_is_described():
+    """The file of gemma-3-4b, whose text part leaves out what its configuration class has."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    whole = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+        "text_config": text,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.50.0.dev0",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    }
+    config = read(whole)
+    assert (config.vocab, config.heads, config.kv_heads, config.head_width) == (262_208, 8, 4, 256)
+    assert config.rope_scaling == RopeScaling(kind="linear", factor=8.0)
+    assert (config.family, config.param_dtype, config.tied) == ("Gemma3ForCausalLM", "bfloat16", True)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(models.abstract(config)))
+    assert count == 3_880_263_168  # of the published text part
+    for change in ({"tie_word_embeddings": False}, {"text_config": None}, {"fusion": 1}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            read({**whole, **change})
+    with pytest.raises(ValueError, match=r"\(text_config\) describes .*sinks: got 1"):
+        read({**whole, "text_config": {**text, "sinks": 1}})
+
+
 def test_changes_say_how_to_compute_and_never_what():
     config = read(QWEN25, param_dtype="float32", compute_dtype="bfloat16", stacked=True, remat="full", critic="head")
     assert (config.param_dtype, config.compute_dtype, config.stacked) == ("float32", "bfloat16", True)

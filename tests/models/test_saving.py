@@ -30,8 +30,13 @@ def test_matrices_are_written_as_outputs_by_inputs(tmp_path: Path):
     np.testing.assert_array_equal(written("model.layers.1.mlp.up_proj.weight"), np.asarray(layer["up"]).T)
     query = written("model.layers.1.self_attn.q_proj.weight")  # [4 heads * 8, 16]
     np.testing.assert_array_equal(query[8 * 2 + 3], np.asarray(layer["query"])[:, 2, 3])
+    for name, letter in (("key", "k"), ("value", "v")):
+        matrix = written(f"model.layers.1.self_attn.{letter}_proj.weight")  # [2 heads * 8, 16]
+        np.testing.assert_array_equal(matrix[8 * 1 + 3], np.asarray(layer[name])[:, 1, 3])
     output = written("model.layers.1.self_attn.o_proj.weight")  # [16, 4 heads * 8]
     np.testing.assert_array_equal(output[:, 8 * 2 + 3], np.asarray(layer["output"])[2, 3])
+    np.testing.assert_array_equal(written("model.layers.1.mlp.gate_proj.weight"), np.asarray(layer["gate"]).T)
+    np.testing.assert_array_equal(written("model.layers.1.mlp.down_proj.weight"), np.asarray(layer["down"]).T)
     np.testing.assert_array_equal(written("model.embed_tokens.weight"), params["embed"])
     np.testing.assert_array_equal(written("lm_head.weight"), np.asarray(params["head"]).T)
 

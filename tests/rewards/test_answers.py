@@ -22,6 +22,7 @@ EQUAL = [
     ("1{,}234", "1234"),
     (r"1\,234", "1234"),
     (r"10,\!000", "10000"),
+    (r"11,\! 111,\! 100", "11111100"),
     ("1 234 567", "1234567"),
     ("0.50", "1/2"),  # 0.50 = 50/100 = 1/2
     (".5", "0.5"),
@@ -63,6 +64,8 @@ EQUAL = [
     (r"90^{\circ}", "90 degrees"),
     ("90\u00b0", r"90^\circ"),
     (r"\frac{3}{4} \text{ inches}", "3/4"),
+    (r"\sqrt{10}\text{ units}", r"\sqrt{10}"),
+    (r"25 \pi\text{ cm}^2", r"25\pi"),
     ("3 million", "3000000"),
     (r"1.5\text{ thousand}", "1500"),
     # a name in front
@@ -91,6 +94,8 @@ EQUAL = [
     ("1 and 2", "1, 2"),
     ("1 or 2", "2, 1"),
     ("x = 1 or x = 2", "1, 2"),
+    (r"5 \text{ or } 6", "5, 6"),
+    (r"x = 3, y = 4", "3, 4"),
     (r"\{5\}", "5"),
     (r"\begin{pmatrix} 1 & 2 \\ 3 & 0.5 \end{pmatrix}", r"\begin{bmatrix}1&2\\3&\frac12\end{bmatrix}"),
     # words
@@ -116,6 +121,8 @@ UNEQUAL = [
     ("5x", "5"),  # a coefficient is no number with a unit
     ("5 x", "5"),
     (r"5\pi", "5"),
+    (r"x \text{ is even}", "x"),
+    ("2516_8", "2516"),  # the base belongs to it
     ("5 or more", "5"),
     ("50%", "5"),
     ("0.5%", "0.5"),  # 0.5 % = 0.005

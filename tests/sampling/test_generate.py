@@ -113,6 +113,18 @@ def test_bfloat16_is_near_and_keeps_master_parameters_and_statistics_in_float32(
     assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
+def test_log_probabilities_of_a_narrow_dtype_are_those_of_the_trainer_within_a_step_of_it(params):
+    """Between 2 and 4 bfloat16 has steps of 1/64, between 4 and 8 of 1/32: logits, their sum and their difference."""
+    config = dataclasses.replace(BASE, logprob_dtype="bfloat16")
+    rollouts = sampled(params, config=config)
+    stats = jax.jit(lambda p: models.logprobs(p, config, rollouts, temperature=SAMPLING.temperature))(params)
+    assert stats.logp.dtype == rollouts.logp_full.dtype == jnp.float32
+    np.testing.assert_allclose(stats.logp, rollouts.logp_full, atol=3 / 32)
+    plain = models.logprobs(params, BASE, rollouts, temperature=SAMPLING.temperature).logp
+    assert float(jnp.abs(stats.logp - plain).max()) > 1 / 256  # float32 would be nearer
+
+
 def test_greedy_decoding_is_the_argmax_of_the_plain_forward_pass(params):
     """Every token of every row; `logp` is 0 as nothing was drawn, `logp_full` that of temperature 1."""
     greedy = dataclasses.replace(SAMPLING, temperature=0.0, stop=())

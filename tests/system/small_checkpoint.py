@@ -44,7 +44,8 @@ def checkpoint(folder: Path, family: str, *, seed: int = 0) -> ModelConfig:
     config = FAMILIES[family]
     made = folder.with_name(f"{folder.name}-tokenizer")
     size = tokenizer(made, STYLES[str(config.family)])
-    config = dataclasses.replace(config, vocab=size + 1)
+    # Tables large enough that a state of norm one, whatever its direction, can make one token nearly sure.
+    config = dataclasses.replace(config, vocab=size + 1, embed_std=0.5, head_std=0.5)
     models.save(folder, models.init(jax.random.key(seed), config), config, tokenizer_from=made)
     return config
 

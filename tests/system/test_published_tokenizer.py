@@ -1,9 +1,9 @@
 """Runs on the tokens of a published model: padding that is the stop token, several of these, more rows than tokens."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,9 +29,10 @@ def short(record: Record) -> float:
     return -float(len(record.tokens))
 
 
-def experiment(folder: Path, path: Path, pad: str) -> Experiment:
+def experiment(folder: Path, path: Path, pad: str, **settings: Any) -> Experiment:
     tokenizer = PretrainedTokenizer(str(folder), pad_token=pad)
-    data = Jsonl(str(path), 90, 60, heldout_share=0.3, tokenizer=tokenizer, chat=Chat(prefix="<think>"))
+    chosen: dict[str, Any] = {"prompt_width": 90, "completion_width": 60, "heldout_share": 0.3, **settings}
+    data = Jsonl(str(path), tokenizer=tokenizer, chat=Chat(prefix="<think>"), **chosen)
     model = ModelConfig(vocab=ROWS, width=16, layers=1, heads=4, kv_heads=4, head_width=4, hidden=32, rope_theta=100.0)
     # A fresh policy draws each token with about the same chance: with a hundred of them stops, most rows stop.
     return Experiment(
@@ -80,9 +81,9 @@ def test_padding_may_be_the_stop_token_or_any_other(lines: Path, tmp_path: Path)
 
 
 def test_a_preview_of_a_chat_shows_it_and_what_its_rewards_say(lines: Path, tmp_path: Path):
-    small = experiment(published.write(tmp_path / "model", "smollm"), lines, "<|im_end|>")
     # A chat around a number of one digit has 47 tokens, around one of two 48.
-    shown = preview(replace(small, data=replace(small.data, too_long="drop", prompt_width=47, heldout_share=0.5)))
+    fitting = {"too_long": "drop", "prompt_width": 47, "heldout_share": 0.5}
+    shown = preview(experiment(published.write(tmp_path / "model", "smollm"), lines, "<|im_end|>", **fitting))
     assert "10 of 20 lines dropped and 0 solutions not shown (data.too_long): prompts have up to 47" in shown.page
     assert shown.trouble is None and "  accuracy 1 (ok), weight 1\n  format 1 (ok), weight 0.2" in shown.page
     prompt = next(line for line in shown.page.splitlines() if line.startswith("prompt: "))

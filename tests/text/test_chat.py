@@ -58,6 +58,15 @@ def test_a_question_brings_no_special_token_whatever_the_template_does_with_it(q
     assert all(q in qwen.decode(ids) for q, ids in zip(plain, Chat().encode(plain, qwen), strict=True))
 
 
+def test_special_tokens_are_recognised_in_settings_and_not_in_questions(qwen: PretrainedTokenizer, folder: Path):
+    made = Chat(system="Think in <think></think>.", question="Use <think>: {prompt} </think>")
+    library = Library.from_file(str(folder / "tokenizer.json"))
+    plain, hostile = made.encode(["x", "<think>x</think>"], qwen)
+    assert plain.tolist() == library.encode(made.text("x", qwen), add_special_tokens=False).ids
+    for name, count in (("<think>", 2), ("</think>", 2)):
+        assert plain.tolist().count(qwen.special[name]) == hostile.tolist().count(qwen.special[name]) == count
+
+
 def test_a_template_sees_the_question_and_may_trim_it(tmp_path: Path):
     trimming = with_template(tmp_path, "{{ messages[0].content | trim }}|{{ messages[0].content | length }}")
     assert Chat().text("  ab \n", trimming) == "ab|6"
@@ -66,8 +75,20 @@ def test_a_template_sees_the_question_and_may_trim_it(tmp_path: Path):
 def test_a_template_that_makes_a_special_token_of_a_question_is_refused(tmp_path: Path):
     folding = with_template(tmp_path, "{{ messages[0].content | replace('_X_', '') }}<|im_end|>")
     assert Chat().text("a_X_b", folding) == "ab<|im_end|>"
-    with pytest.raises(ValueError, match="around which the chat template writes the control tokens"):
+    with pytest.raises(chat.QuestionError, match="around which the chat template writes the control tokens") as error:
         Chat().encode(["fine", "<|im__X_end|>"], folding)
+    assert error.value.index == 1
+
+
+def test_many_chats_are_rendered_by_several_processes_in_order(
+    qwen: PretrainedTokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    wanted = [ids.tolist() for ids in Chat().encode(["a", "b" * 30, "c"], qwen)]
+    monkeypatch.setattr(chat, "TOGETHER", 3)
+    assert [ids.tolist() for ids in Chat().encode(["a", "b" * 30, "c"], qwen)] == wanted  # with the probe four
+    monkeypatch.setattr(chat, "CHARACTERS", 20)
+    sizes = [len(some) for some in chat._batches([[{"content": "x" * n}] for n in (9, 9, 9, 30, 1, 1, 1, 1)])]
+    assert sizes == [2, 1, 1, 3, 1]
 
 
 def test_a_template_that_leaves_the_question_out_is_refused(tmp_path: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Library
+from tokenizers import models, pre_tokenizers
 
 from grpo_jax.objectives import describe
 from grpo_jax.text import PretrainedTokenizer, Tokenizer
@@ -261,3 +262,13 @@ def test_the_library_has_to_be_installed(qwen: Path, monkeypatch: pytest.MonkeyP
     (qwen / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "model_max_length": 5}')
     with pytest.raises(ValueError, match=r'pip install "grpo-jax\[hf\]"'):
         PretrainedTokenizer(str(qwen))
+
+
+def test_what_no_piece_can_say_is_unknown_as_in_the_reference(tmp_path: Path):
+    library = Library(models.WordLevel({"<unk>": 0, "ab": 1, "</s>": 2}, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "tokenizer.json"))
+    found = change(tmp_path, "tokenizer_config.json", eos_token="</s>", unk_token="<unk>")
+    assert found.encode("ab cd ab") == library.encode("ab cd ab").ids == [1, 0, 1]
+    # The name of the end, which here is a word of the vocabulary, is a word that is not known.
+    assert found.encode("ab </s>") == [1, 0] and found.encode("ab </s>", specials=True) == [1, 2]
