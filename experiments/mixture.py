@@ -20,8 +20,8 @@ and 12 GRPO steps, means over these steps, the largest gap of all of them):
     bfloat16                    0.00080        0.0063          0.028            0.13 %
     bfloat16_own_choices        0.00090        0.0063          0.274            0.13 %
 
-One choice in 750 falls otherwise in the trainer. That is no matter for the 99th percentile, and it is all of the
-largest gaps: with replay what is left is rounding. docs/mixture.md has the figures of float32.
+One choice in 750 falls otherwise in the trainer. The 99th percentile does not notice; the largest gap is ten times that
+with replay. docs/mixture.md has the figures of float32, and what replay does not cover.
 """
 
 from dataclasses import replace
