@@ -172,11 +172,6 @@ class Experiment:
                 f"model.vocab: got {self.model.vocab}, allowed >= {vocabulary}, the tokenizer's: build the model with"
                 " vocab=data.tokenizer.vocab_size"
             )
-        if self.sampling.max_tokens > self.data.completion_width:
-            raise ValueError(
-                f"sampling.max_tokens: got {self.sampling.max_tokens}, allowed up to {self.data.completion_width}, the"
-                " completion width of the data: lower it or widen the data"
-            )
         _check_name(self.name)
         _check_ranges(self)
         _check_further(self)

@@ -13,13 +13,14 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.advantages import fields_read, learns_alone
 from grpo_jax.data.difficulty import Classed, initial, probabilities
 from grpo_jax.groups import by_label, by_prompt
-from grpo_jax.models import trained
+from grpo_jax.models import abstract, trained
 from grpo_jax.objectives import functions, wants
 from grpo_jax.sharding import BATCH_AXES
 from grpo_jax.updates import TrustRegion, moves
@@ -34,6 +35,7 @@ def check(experiment: Any) -> None:
         _check_number(path, kind, value)
     _check_text_rewards(experiment)
     _check_reward_names(experiment)
+    _check_completions(experiment)
     _check_positions(experiment)
     _check_scoring(experiment)
     _check_chunk(experiment)
@@ -107,6 +109,16 @@ def _check_reward_names(experiment: Any) -> None:
         raise ValueError(
             f"text_rewards: got {', '.join(names)}, allowed with a warm start are rewards of which one is called"
             " 'accuracy', because its gate reads that: name one of them so, or set warm_start to None"
+        )
+
+
+def _check_completions(experiment: Any) -> None:
+    """Tokens that are sampled have a place in the arrays of the data."""
+    got, allowed = experiment.sampling.max_tokens, experiment.data.completion_width
+    if got > allowed:
+        raise ValueError(
+            f"sampling.max_tokens: got {got}, allowed up to {allowed}, the completion width of the data: lower it or"
+            " widen the data"
         )
 
 
@@ -267,15 +279,21 @@ def _check_reference(experiment: Any) -> None:
 def _check_master(experiment: Any) -> None:
     """Master weights are for parameters of fewer digits."""
     model, warm = experiment.model, experiment.warm_start
-    trained_in = model.param_dtype if model.lora is None else model.lora.dtype
-    given = [("optimizer", experiment.optimizer, trained_in)]
-    given += [] if warm is None else [("warm_start.optimizer", warm.optimizer, model.param_dtype)]
-    for path, optimizer, dtype in given:
-        if getattr(optimizer, "master", False) and jnp.dtype(dtype).itemsize >= 4:
+    given = [("optimizer", experiment.optimizer, model)]
+    given += [] if warm is None else [("warm_start.optimizer", warm.optimizer, model.without_lora)]
+    for path, optimizer, learner in given:
+        if not getattr(optimizer, "master", False):
+            continue
+        dtype = jnp.dtype(learner.lora.dtype) if learner.lora else _widest(abstract(learner))
+        if dtype.itemsize >= 4:
             raise ValueError(
                 f"{path}.master: got True with parameters trained in {dtype}, allowed False: they are their own master;"
                 " leave it out, or set model.param_dtype=bfloat16 (model.lora.dtype with adapters)"
             )
+
+
+def _widest(tree: Any) -> jnp.dtype:
+    return max((leaf.dtype for leaf in jax.tree.leaves(tree)), key=lambda dtype: dtype.itemsize)
 
 
 def _check_mesh(experiment: Any) -> None:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from grpo_jax import cli
+from tests.system.small_checkpoint import checkpoint
 
 
 class Short(NamedTuple):
@@ -51,6 +52,16 @@ COMMANDS = (
         (*TABLE, r"numbers in .*summary\.json"),
         quick=False,
     ),
+    Short(
+        "grpo-jax train experiments/math_jsonl.py *",
+        settings(
+            "dtype=float32 size.prompts=4 size.group_size=4 size.prompt_width=512 size.completion_width=12 train.steps=2"
+            " evaluation.prompts=4 rank=2"
+        ),
+        TABLE,
+        quick=False,
+    ),
+    Short("grpo-jax export runs/math_jsonl --out exported", "", (r"exported",), quick=False),
     Short("grpo-jax train * --dry-run", "", (r"parameters", r"recipe\.", r"prompt: \d", r"text rewards")),
     Short("grpo-jax train experiments/quickstart.py --run-dir runs/mine", TINY, TABLE, again="continuing"),
     Short("grpo-jax train experiments/quickstart.py --set *", TINY, TABLE),
@@ -83,7 +94,7 @@ COMMANDS = (
     ),
     Short('grpo-jax sample runs/quickstart --prompt "7-7+6-7-2*1=" *', "--samples 2", (r"7-7\+6-7-2\*1=",)),
 )
-PLACEHOLDERS = {"FILE": "questions.jsonl"}
+PLACEHOLDERS = {"FILE": "questions.jsonl", "CHECKPOINT": "checkpoint"}
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 SHELLS = ("sh", "bash", "shell", "console")
 
@@ -140,6 +151,7 @@ def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     numbers = [(a, b) for a in range(20) for b in range(20)]
     lines = [f'{{"prompt": "{a} and {b}?", "answer": "{a + b}", "solution": "{a}+{b}"}}\n' for a, b in numbers]
     (tmp_path / PLACEHOLDERS["FILE"]).write_text("".join(lines), encoding="utf-8")
+    checkpoint(tmp_path / PLACEHOLDERS["CHECKPOINT"], "qwen2")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
