@@ -55,8 +55,8 @@ COMMANDS = (
     Short(
         "grpo-jax train experiments/math_jsonl.py *",
         settings(
-            "dtype=float32 size.prompts=4 size.group_size=4 size.prompt_width=512 size.completion_width=12 train.steps=2"
-            " evaluation.prompts=4 rank=2"
+            "dtype=float32 size.prompts=4 size.group_size=4 size.prompt_width=512 size.completion_width=12"
+            " train.steps=2 evaluation.prompts=4 rank=2"
         ),
         TABLE,
         quick=False,
