@@ -11,18 +11,21 @@ training never makes an array of all logits. Neither is a good language model; b
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from experiments.quickstart import EXPERIMENT as QUICKSTART
-from experiments.quickstart import TASK
 from grpo_jax import cli
+from grpo_jax.experiment import Experiment
 from grpo_jax.models import from_linen, from_nnx
 from grpo_jax.types import Array
 
-VOCAB = TASK.tokenizer.vocab_size
+_FILE = cli.load(Path(__file__).with_name("quickstart.py"))
+QUICKSTART: Experiment = _FILE.EXPERIMENT
+TASK = _FILE.TASK
+VOCAB: int = TASK.tokenizer.vocab_size
 
 
 class Convolution(linen.Module):

@@ -11,11 +11,11 @@ from grpo_jax.journal import read
 from grpo_jax.loop.phases import Phases
 
 SHORTENED = (
-    *("warm_start.steps=60", "warm_start.limit=60", "warm_start.gate=0", "train.steps=3", "train.prompts=16"),
+    *("warm_start.steps=120", "warm_start.limit=120", "warm_start.gate=0", "train.steps=3", "train.prompts=16"),
     *("evaluation.prompts=16", "evaluation.full_prompts=16", "evaluation.samples=1", "evaluation.every=3"),
     *("saving.every=2", "train.group_size=4"),
 )
-SMALL = {"linen": ("model.module.width=8", "model.module.layers=1"), "nnx": ("model.module.width=12",)}
+SMALL = {"linen": ("model.module.width=8", "model.module.layers=1"), "nnx": ("model.module.width=32",)}
 
 
 def train(root: Path, folder: Path, framework: str, *settings: str) -> int:

@@ -46,7 +46,11 @@ def in_pairs(params: Params, config: ModelConfig, rollouts: Rollouts) -> Array:
     return families.chosen(logits.reshape(P * G, S + T, -1), rollouts)
 
 
-@every_family
+FAST = ("qwen2", "qwen3", "llama3", "gemma2", "gemma3", "mistral", "qwen3_moe")
+"""One of every kind of layer: what the others have beside them are other numbers."""
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_completions_that_share_a_prompt_score_as_if_packed_behind_copies_of_it(name):
     config = FAMILIES[name]
     params, rollouts = families.perturbed(config), families.rows(config)
