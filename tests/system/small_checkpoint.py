@@ -46,6 +46,8 @@ def checkpoint(folder: Path, family: str, *, seed: int = 0) -> ModelConfig:
     size = tokenizer(made, STYLES[str(config.family)])
     # Tables large enough that a state of norm one, whatever its direction, can make one token nearly sure.
     config = dataclasses.replace(config, vocab=size + 1, embed_std=0.5, head_std=0.5)
+    if config.logit_cap:  # as in the published ones: below it no token becomes nearly sure
+        config = dataclasses.replace(config, logit_cap=30.0)
     models.save(folder, models.init(jax.random.key(seed), config), config, tokenizer_from=made)
     return config
 

@@ -71,8 +71,8 @@ def test_three_steps_begin_at_the_weights_and_are_exported(family: str, full: bo
 @pytest.mark.parametrize("full", [True, False], ids=["full", "adapters"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reward_rises_and_transformers_says_the_same(family: str, full: bool, root: Path, tmp_path: Path):
-    how = {"train.steps": 30, "optimizer.learning_rate": RATE}
-    run = train(root, tmp_path, family, full=full, **how)
+    settings = {"train.steps": 30, "optimizer.learning_rate": RATE}
+    run = train(root, tmp_path, family, full=full, **settings)
     found = rewards(run)
     # The range is 1.2: an answer and its form. Twenty points of it are 0.24.
     assert np.mean(found[-3:]) - np.mean(found[:3]) >= 0.24, found
@@ -80,7 +80,9 @@ def test_the_reward_rises_and_transformers_says_the_same(family: str, full: bool
     rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     greedy = [row for row in rows if row["set"] == "heldout/greedy" and row["step"] == 30]
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    # The grouped product of torch wants rows of a multiple of 16 bytes, which these small models have not.
+    how = {"experts_implementation": "eager"} if "mix" in family or "moe" in family else {}
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **how)
     for row in greedy:
         ids = reader(row["prompt"], return_tensors="pt", add_special_tokens=False)
         told = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
