@@ -23,8 +23,8 @@ def test_figures_are_those_of_the_absolute_differences(precision):
 
 @pytest.mark.slow
 def test_fewer_bits_make_a_larger_gap(precision):
-    small = dataclasses.replace(precision.QWEN3, layers=1, width=32, heads=2, kv_heads=1, hidden=32, vocab=64)
-    given = argparse.Namespace(prompts=2, group=2, tokens=6)
+    small = dataclasses.replace(precision.QWEN3, layers=3, width=64, hidden=96)
+    given = argparse.Namespace(prompts=4, group=4, tokens=16)
     whole, half = (
         precision.measured(small, precision.PRECISIONS[name], given)["gap"]["max"]
         for name in ("float32 throughout", "bfloat16 computation")
