@@ -34,7 +34,9 @@ def test_its_python_runs(root: Path, tmp_path: Path, page: str):
     script = tmp_path / "page.py"
     # One process for all, each block with names of its own: as a script of the user's, and with one start of JAX.
     script.write_text("\n\n".join(blocks), encoding="utf-8")
-    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        [sys.executable, str(script)], cwd=root, capture_output=True, text=True, timeout=120, check=False
+    )
     assert ended.returncode == 0, ended.stderr
 
 

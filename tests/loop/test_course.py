@@ -391,6 +391,7 @@ def test_a_termination_signal_ends_the_run_behind_its_step(monkeypatch: pytest.M
     assert (folder / "checkpoints" / "1").is_dir()
 
 
+@pytest.mark.slow
 def test_the_state_before_training_may_be_the_best_and_a_run_goes_on_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

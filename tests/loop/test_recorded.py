@@ -126,6 +126,7 @@ def copied(file: Path, folder: Path) -> Path:
     return folder / "copy.jsonl"
 
 
+@pytest.mark.slow
 def test_another_recipe_trains_on_the_very_same_rollouts(
     first: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from grpo_jax.models import ModelConfig, attention
 from tests.laws import tiny
@@ -45,6 +46,7 @@ def alone(query, prefix, own, seen, config=CONFIG, window=0):
     return jnp.einsum("pghts,pgshc->pgthc", jax.nn.softmax(scores, axis=-1), value)
 
 
+@pytest.mark.slow
 def test_sharing_a_prompt_changes_neither_value_nor_gradient():
     """One compilation for short and long prefixes, small and large scores, and both backward passes."""
 

@@ -249,6 +249,7 @@ def test_no_row_at_all_gives_zero(laws):
         assert loss == 0.0 and not np.any(gradient), name
 
 
+@pytest.mark.slow
 def test_forward_mode_and_second_derivatives_agree_with_reverse_mode(laboratory):
     draw, records, batch_of = laboratory
     stats, collected = records(draw())

@@ -98,6 +98,7 @@ def test_the_sampler_and_the_trainer_agree_on_every_token(config):
     np.testing.assert_array_equal(rollouts.logp, rollouts.logp_full)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_and_keeps_master_parameters_and_statistics_in_float32(params):
     """Eight bits of mantissa: the sampler and the trainer differ by rounding, a few hundredths of a nat, not more."""
     config = dataclasses.replace(BASE, compute_dtype="bfloat16")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+"""A study of several runs, half a minute before the first test."""
 HERE = Path(__file__).parent
 KILLED, DONE, DIVERGED = -9, 0, 3
 SAME = ("table.md", "figure.svg")
@@ -102,7 +104,6 @@ def test_a_warm_start_is_done_once_for_each_seed(whole):
     assert starts[0] and all(start == starts[0] for start in starts)
 
 
-@pytest.mark.slow
 def test_the_same_command_after_a_kill_ends_with_the_same_table(whole, tmp_path: Path):
     # At the end of the third variant, whose optimiser is not that of its warm start; `broken` has still to diverge.
     folder = tmp_path / "ablation"
@@ -113,7 +114,6 @@ def test_the_same_command_after_a_kill_ends_with_the_same_table(whole, tmp_path:
     assert_same(folder, whole[0])
 
 
-@pytest.mark.slow
 def test_kills_in_every_phase_of_several_runs_change_nothing(whole, tmp_path: Path):
     folder = tmp_path / "ablation"
     for fault, count in (("config", 2), ("imitation", 1), ("save", 3), ("write", 60), ("torn", 30), ("figure", 1)):
@@ -125,7 +125,6 @@ def test_kills_in_every_phase_of_several_runs_change_nothing(whole, tmp_path: Pa
     assert_same(folder, whole[0])
 
 
-@pytest.mark.slow
 def test_shared_rollouts_are_the_same_tokens_and_lead_elsewhere(whole, tmp_path: Path):
     words = ("--variants", "mean,descent", "--seeds", "0", "--rollouts", str(tmp_path / "rollouts.jsonl"))
     assert ablate(tmp_path / "shared", *words).returncode == DONE
@@ -146,7 +145,6 @@ def test_shared_rollouts_are_the_same_tokens_and_lead_elsewhere(whole, tmp_path:
     assert "Rollouts are shared" in (tmp_path / "shared" / "table.md").read_text()
 
 
-@pytest.mark.slow
 def test_an_ablation_killed_at_any_moment_ends_with_the_same_table(whole, tmp_path: Path):
     folder, chance = tmp_path / "ablation", random.Random(0)
     ends: list[int] = []

@@ -1,6 +1,7 @@
 """Every command takes an experiment that is a function, and a run remembers with which arguments it was made."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,5 +91,8 @@ def test_an_ablation_trains_every_variant(tmp_path: Path):
 
 
 def test_a_file_that_is_run_as_a_script_takes_the_same_flags():
-    done = subprocess.run([sys.executable, FILE, "--dry-run"], capture_output=True, text=True, check=False)
+    # The file stands in the folder of the tests, which is no place of modules by itself.
+    environment = {**os.environ, "PYTHONPATH": str(Path(FILE).resolve().parents[2])}
+    line = [sys.executable, FILE, "--dry-run"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 4 and "add --set checkpoint=STR" in done.stderr

@@ -39,6 +39,10 @@ SETTINGS = (
 ).split()
 
 
+pytestmark = pytest.mark.slow
+"""A run that waits for rewards that hang; `tests/rewards/test_pool.py` has the same cases without a run."""
+
+
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("own_reward")
