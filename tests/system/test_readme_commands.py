@@ -55,7 +55,7 @@ COMMANDS = (
     Short(
         "grpo-jax train experiments/math_jsonl.py *",
         settings(
-            "dtype=float32 size.prompts=4 size.group_size=4 size.prompt_width=512 size.completion_width=12"
+            "dtype=float32 size.prompts=4 size.group_size=4 size.prompt_width=1024 size.completion_width=64"
             " train.steps=2 evaluation.prompts=4 rank=2"
         ),
         TABLE,
