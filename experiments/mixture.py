@@ -25,27 +25,19 @@ with replay. docs/mixture.md has the figures of float32, and what replay does no
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from grpo_jax import cli
-from grpo_jax.data import Chain
 from grpo_jax.experiment import Evaluation, Experiment, Saving, Train, WarmStart
-from grpo_jax.models import ModelConfig
-from grpo_jax.objectives import grpo
-from grpo_jax.sampling import Sampling
 from grpo_jax.updates import Optimizer
 
-TASK = Chain(styles=(0.5, 0.1, 0.4), dropped_tag=0.25)
+QUICKSTART: Experiment = cli.load(Path(__file__).with_name("quickstart.py")).EXPERIMENT
 
-EXPERIMENT = Experiment(
+EXPERIMENT = replace(
+    QUICKSTART,
     name="mixture",
-    data=TASK,
-    model=ModelConfig(
-        vocab=TASK.tokenizer.vocab_size,
-        width=64,
-        layers=3,
-        heads=4,
-        kv_heads=4,
-        head_width=16,
+    model=replace(
+        QUICKSTART.model,
         hidden=64,
         activation="silu",
         gated=True,
@@ -53,13 +45,7 @@ EXPERIMENT = Experiment(
         experts_per_token=2,
         expert_hidden=64,
         expert_path="dense",
-        positions=TASK.prompt_width + TASK.completion_width,
-        rope_theta=1000.0,
     ),
-    sampling=Sampling(max_tokens=TASK.completion_width, stop=(TASK.tokenizer.eos,)),
-    recipe=grpo(beta=0.0),
-    reward=TASK.reward(format_weight=0.2),
-    text_rewards=TASK.text_rewards(format_weight=0.2),
     warm_start=WarmStart(
         steps=600,
         limit=2000,
